@@ -1,0 +1,58 @@
+"""Quorate: autonomous agent services that act only when a quorum of agents agrees.
+
+What a service is written with. Rounds that most services share are in `quorate.rounds`, the in-memory network for
+tests is `quorate.testing`.
+"""
+
+from __future__ import annotations
+
+from quorate.errors import ChainError, ConfigError, ModelError, PeerError, QuorateError, ServiceError
+from quorate.fsm import (
+    NO_MAJORITY,
+    ROUND_TIMEOUT,
+    Context,
+    Outcome,
+    Period,
+    Service,
+    State,
+    Votes,
+    agree,
+    choice,
+    each,
+    from_all,
+    keep,
+    only_keeper,
+    same,
+    with_deadline,
+)
+from quorate.units import Address, Bps, Call, Hash, Wei
+
+__all__ = [
+    "NO_MAJORITY",
+    "ROUND_TIMEOUT",
+    "Address",
+    "Bps",
+    "Call",
+    "ChainError",
+    "ConfigError",
+    "Context",
+    "Hash",
+    "ModelError",
+    "Outcome",
+    "PeerError",
+    "Period",
+    "QuorateError",
+    "Service",
+    "ServiceError",
+    "State",
+    "Votes",
+    "Wei",
+    "agree",
+    "choice",
+    "each",
+    "from_all",
+    "keep",
+    "only_keeper",
+    "same",
+    "with_deadline",
+]

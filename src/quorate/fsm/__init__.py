@@ -1,0 +1,35 @@
+"""The pure core: rounds, agreement rules, services, the replicated machine. No I/O, clock, randomness or log here."""
+
+from __future__ import annotations
+
+from quorate.fsm.period import Period, Settled
+from quorate.fsm.round import NO_MAJORITY, ROUND_TIMEOUT, Act, AnyRound, Context, Round, Rule, agree
+from quorate.fsm.rules import choice, each, from_all, only_keeper, same, with_deadline
+from quorate.fsm.service import Service
+from quorate.fsm.state import State, keep
+from quorate.fsm.votes import Outcome, Votes, quorum_of
+
+__all__ = [
+    "NO_MAJORITY",
+    "ROUND_TIMEOUT",
+    "Act",
+    "AnyRound",
+    "Context",
+    "Outcome",
+    "Period",
+    "Round",
+    "Rule",
+    "Service",
+    "Settled",
+    "State",
+    "Votes",
+    "agree",
+    "choice",
+    "each",
+    "from_all",
+    "keep",
+    "only_keeper",
+    "quorum_of",
+    "same",
+    "with_deadline",
+]

@@ -1,0 +1,181 @@
+"""A round: what one agent does, and how the agents agree on what comes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Generic, Literal, Protocol, TypeVar, get_args, get_origin
+
+from quorate.errors import ServiceError
+from quorate.fsm import codec
+from quorate.fsm.state import State
+from quorate.fsm.votes import Outcome, Votes
+from quorate.units import Address
+
+__all__ = [
+    "NO_MAJORITY",
+    "ROUND_TIMEOUT",
+    "Act",
+    "AnyRound",
+    "Context",
+    "Round",
+    "Rule",
+    "Traits",
+    "agree",
+    "events_of",
+]
+
+ROUND_TIMEOUT: Final = "ROUND_TIMEOUT"
+"""The event of a round whose time was over before its rule could decide."""
+
+NO_MAJORITY: Final = "NO_MAJORITY"
+"""The event of a round in which no payload can reach a quorum any more."""
+
+S = TypeVar("S", bound=State)
+P = TypeVar("P")
+
+Rule = Callable[[S, Votes[P]], Outcome[str, S] | None]
+"""Decides a round from the agreed state and the payloads so far; None: go on. Pure: equal on every machine."""
+
+Act = Callable[[Any, S], Coroutine[Any, Any, P]]
+"""What one agent does in a round. Its first argument is a `Context`, or a Protocol that asks for more."""
+
+
+class Context(Protocol):
+    """What one agent may reach while it acts. A skill that needs more extends it by a Protocol of its own."""
+
+    @property
+    def me(self) -> Address:
+        """This agent's address."""
+
+    @property
+    def config(self) -> Any:
+        """What this agent's operator configured (service.yaml)."""
+
+    @property
+    def log(self) -> Any:
+        """A `logging.Logger`."""
+
+    async def beacon(self) -> int:
+        """A number that all agents know alike, another one each period: see `Period.beacon` for what can bias it."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait; in a simulation the virtual clock runs on."""
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a ready-made rule says of itself, so that a service can be checked at import (attribute ``traits``)."""
+
+    events: frozenset[str]
+    stores: Callable[[Any], Mapping[str, Any]] = lambda payload: {}
+    """From the payload's type to the type that each state field must take."""
+    reads: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """State fields that the rule looks at, with their type."""
+    accepts: Callable[[Any], str | None] = lambda payload: None
+    """Why the rule cannot count payloads of this type, or None."""
+
+
+@dataclass(frozen=True, eq=False)
+class Round(Generic[S, P]):
+    """Made by `agree`; two rounds are the same only if they are one object."""
+
+    name: str
+    act: Act[S, P]
+    settle: Rule[S, P]
+    timeout_ms: int
+    events: frozenset[str]
+    payload: Any
+    """The payload's type, as annotated."""
+    where: str
+    """File and line, for messages."""
+
+    @property
+    def traits(self) -> Traits | None:
+        """What the rule says of itself, if it is a ready-made one."""
+        return getattr(self.settle, "traits", None)
+
+    def at_deadline(self, state: S, votes: Votes[P]) -> Outcome[str, S] | None:
+        """What the rule decides when the round's time is over; None is `ROUND_TIMEOUT`."""
+        decide: Rule[S, P] | None = getattr(self.settle, "at_deadline", None)
+        return None if decide is None else decide(state, votes)
+
+    def encode(self, payload: P) -> bytes:
+        """What goes to the other agents; `ServiceError` if `act` returned something else than it says."""
+        try:
+            return codec.encode(codec.conform(self.payload, payload))
+        except ServiceError as error:
+            raise ServiceError(f"{self.name} ({self.where}): act returned {error.message}", fix=error.fix) from error
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+AnyRound = Round[Any, Any]
+
+
+def agree(rule: Rule[S, P], *, timeout_s: float = 30) -> Callable[[Act[S, P]], Round[S, P]]:
+    """Make an async function a round: it is what one agent does, `rule` is how all agree, it returns the payload.
+
+    `timeout_s` is counted in block time from the first block after the one that opened the round.
+    """
+
+    def wrap(act: Act[S, P]) -> Round[S, P]:
+        where = _where(act)
+        name = "".join(word.capitalize() for word in getattr(act, "__name__", "").split("_")) + "Round"
+        if timeout_s < 0.001:
+            raise ServiceError(f"{name} ({where}): timeout_s is {timeout_s}; expected at least a millisecond")
+        payload = _return_hint(act, f"{name} ({where})")
+        codec.require_codable(payload, f"{name} ({where}): its payload")
+        traits: Traits | None = getattr(rule, "traits", None)
+        if traits is not None and (reason := traits.accepts(payload)):
+            raise ServiceError(f"{name} ({where}): {reason}")
+        return Round(name, act, rule, round(timeout_s * 1000), events_of(rule) | {ROUND_TIMEOUT}, payload, where)
+
+    return wrap
+
+
+def events_of(rule: Callable[..., Any]) -> frozenset[str]:
+    """Every event that `rule` can answer: said by a ready-made one, else read from its return annotation."""
+    traits: Traits | None = getattr(rule, "traits", None)
+    events = _annotated_events(rule) if traits is None else traits.events
+    deadline = getattr(rule, "at_deadline", None)
+    return events if deadline is None else events | events_of(deadline)
+
+
+def _annotated_events(rule: Callable[..., Any]) -> frozenset[str]:
+    where = f"the rule {getattr(rule, '__qualname__', rule)!s} ({_where(rule)})"
+    hint = _return_hint(rule, where)
+    parts = get_args(hint) if isinstance(hint, types.UnionType) or get_origin(hint) is typing.Union else (hint,)
+    names: set[str] = set()
+    for part in parts:
+        if part is type(None):
+            continue
+        event = get_args(part)[0] if get_origin(part) is Outcome else None
+        if get_origin(event) is not Literal:
+            raise ServiceError(f"{where} returns {hint}", fix="Annotate it as Outcome[Literal[...], S] | None.")
+        names.update(get_args(event))
+    return frozenset(names)
+
+
+def _return_hint(function: Callable[..., Any], where: str) -> Any:
+    """The return annotation alone: the context's type is often imported for the type checker only."""
+    hints = getattr(function, "__annotations__", {})
+    if "return" not in hints:
+        raise ServiceError(f"{where} does not say what it returns", fix="Annotate its return type.")
+    holder = types.SimpleNamespace(__annotations__={"return": hints["return"]})
+    try:
+        return typing.get_type_hints(holder, globalns=getattr(function, "__globals__", {}))["return"]
+    except NameError as error:
+        raise ServiceError(
+            f"{where}: its return type cannot be resolved: {error}",
+            fix="Define or import that name at the top of the module.",
+        ) from error
+
+
+def _where(function: Callable[..., Any]) -> str:
+    code = getattr(function, "__code__", None)
+    return "?" if code is None else f"{code.co_filename}:{code.co_firstlineno}"
