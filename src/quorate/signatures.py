@@ -33,7 +33,9 @@ def recover(digest: bytes, signature: bytes) -> Address | None:
     return Address(to_checksum_address(keccak(key.format(compressed=False)[1:])[12:]))
 
 
-def domain_separator(name: str, *, version: str = "1", chain_id: int | None = None, contract: str | None = None) -> bytes:
+def domain_separator(
+    name: str, *, version: str = "1", chain_id: int | None = None, contract: str | None = None
+) -> bytes:
     """The EIP-712 domain separator for the fields that are given; 32 bytes."""
     fields = ["string name", "string version"]
     parts = [keccak(text=name), keccak(text=version)]
