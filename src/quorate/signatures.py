@@ -6,7 +6,8 @@ Every digest signed here is an EIP-712 one (0x19 0x01 ...), so that no signature
 from __future__ import annotations
 
 from coincurve import PublicKey
-from eth_utils import keccak, to_checksum_address
+from eth_utils.address import to_checksum_address
+from eth_utils.crypto import keccak
 
 from quorate.units import Address
 

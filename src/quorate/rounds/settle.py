@@ -1,7 +1,7 @@
 """Settle an agreed call through the Safe that the agents own: sign together, one sends, all check.
 
 The rules that hold here:
-- The intent is agreed *before* anybody signs; each agent derives the Safe's transaction hash from it, nobody signs blind.
+- The intent is agreed *before* anybody signs; each agent derives the Safe's transaction hash from it.
 - The Safe's nonce gives "at most once", rotation of the keeper gives "at least once".
 - The outcome is read from the Safe's own events, never from what the keeper says.
 """
@@ -38,7 +38,7 @@ class SafeSignature:
 
 @dataclass(frozen=True)
 class Settlement:
-    """What became of an intent. `success` is False where the Safe's call failed or another transaction took its nonce."""
+    """What became of an intent. `success` is False where the call failed or another transaction took its nonce."""
 
     tx: Hash
     block: int
