@@ -1,0 +1,259 @@
+"""What the events of a run amount to: lines that stay, and what is the case now. Pure; view.py draws it.
+
+Four agents report the same round, transaction and model answer; the story tells each of them once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from quorate.localnet.events import Event
+
+__all__ = ["Agent", "Line", "Story", "Tone", "duration", "short"]
+
+_SHOWN_HEX = 12  # longer hexadecimal strings are shortened
+
+
+class Tone(Enum):
+    """How a line is meant; the view gives each a colour and a sign."""
+
+    PLAIN = "plain"
+    DONE = "done"
+    WORKING = "working"
+    WAITING = "waiting"
+    BAD = "bad"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One thing that has happened, told for good: when (seconds since the start), about whom, and what."""
+
+    at_s: float
+    subject: str
+    text: str
+    tone: Tone = Tone.PLAIN
+
+
+@dataclass
+class Agent:
+    """What one agent is doing."""
+
+    doing: str = "starts"
+    tone: Tone = Tone.WORKING
+    since: float = 0.0
+    round: str = ""
+
+
+@dataclass
+class _Round:
+    name: str
+    since: float
+    parts: dict[str, str] = field(default_factory=dict)
+    is_settled: bool = False
+
+
+class Story:
+    """Takes events in the order of time; `add` returns the lines that each is worth, `agents` and the rest say what is.
+
+    `names` are the names of addresses; an event with an `address` field teaches the name of its `who`.
+    """
+
+    def __init__(self, names: Mapping[str, str] | None = None) -> None:
+        self.names = {address.lower(): name for address, name in (names or {}).items()}
+        self.agents: dict[str, Agent] = {}
+        self.round = ""
+        self.sequence = 0
+        self.step = ""
+        self.waiting = ""
+        self.round_ms: list[float] = []
+        self.start: float | None = None
+        self.now = 0.0
+        self._rounds: dict[int, _Round] = {}
+        self._told: set[tuple[str, ...]] = set()
+        self._handlers: dict[str, Callable[[Event], list[Line]]] = {
+            "ready": self._ready,
+            "round": self._round,
+            "act": self._act,
+            "payload": self._payload,
+            "settled": self._settled,
+            "model": self._model,
+            "refused": self._refused,
+            "signed": self._signed,
+            "sent": self._sent,
+            "mined": self._mined,
+            "registered": self._registered,
+            "waiting": self._waiting,
+            "down": self._down,
+            "step": self._step,
+            "error": self._error,
+        }
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds from the first event to the latest, or to what `pass_time` was told."""
+        return self.now - self.start if self.start is not None else 0.0
+
+    def add(self, event: Event) -> list[Line]:
+        """Take one event; return what there is to tell for good."""
+        if self.start is None:
+            self.start = event.t
+        self.now = max(self.now, event.t)
+        address = event.get("address")
+        if address:
+            self.names[str(address).lower()] = event.who
+        handler = self._handlers.get(event.kind)
+        return handler(event) if handler else [self._line(event, f"{event.kind} {event.fields or ''}".strip())]
+
+    def pass_time(self, now: float) -> None:
+        """Tell the story that it is `now`: clocks in the view go on between events."""
+        if self.start is not None:
+            self.now = max(self.now, now)
+
+    def name(self, who: object) -> str:
+        """The name of an address, or its short form."""
+        return self.names.get(str(who).lower(), short(str(who)))
+
+    def _ready(self, event: Event) -> list[Line]:
+        was_down = event.who in self.agents and self.agents[event.who].tone is Tone.BAD
+        if _is_agent(event.who):
+            self._set(event, "is ready", Tone.DONE)
+            return [self._line(event, "is back", Tone.DONE)] if was_down else []
+        models = event.get("models", ())
+        serves = f" and serves {', '.join(map(str, models))}" if models else ""
+        return [self._line(event, f"is ready{serves}", Tone.DONE)]
+
+    def _round(self, event: Event) -> list[Line]:
+        sequence, name = int(event.get("sequence", 0)), str(event.get("round"))
+        if sequence >= self.sequence:
+            self.sequence, self.round = sequence, name
+        self._rounds.setdefault(sequence, _Round(name, event.t))
+        if _is_agent(event.who):
+            self._set(event, "waits for its turn" if not name else f"is in {name}", Tone.WORKING).round = name
+        return []
+
+    def _act(self, event: Event) -> list[Line]:
+        self._set(event, f"works on {event.get('round')}", Tone.WORKING)
+        return []
+
+    def _payload(self, event: Event) -> list[Line]:
+        took = duration(event.get("ms", 0))
+        self._set(event, f"has handed in its part of {event.get('round')} after {took}", Tone.DONE)
+        sequence = int(event.get("sequence", self.sequence))
+        part = f"{took} tx" if event.get("via") == "transaction" else took
+        self._rounds.setdefault(sequence, _Round(str(event.get("round")), event.t)).parts[event.who] = part
+        return []
+
+    def _settled(self, event: Event) -> list[Line]:
+        sequence = int(event.get("sequence", 0))
+        round_ = self._rounds.setdefault(sequence, _Round(str(event.get("round")), event.t))
+        self.waiting = ""
+        if round_.is_settled:
+            return []
+        round_.is_settled = True
+        ms = event.get("ms", None)  # an agent that came late to the round does not know
+        ms = 1000 * (event.t - round_.since) if ms is None else float(ms)
+        self.round_ms.append(ms)
+        parts = ", ".join(f"{_number(who)}: {part}" for who, part in sorted(round_.parts.items()))
+        text = f"{event.get('event')} in {duration(ms)}" + (f" ({parts})" if parts else "")
+        line = Line(self.elapsed_s, str(event.get("round")), text, Tone.DONE)
+        for old in [key for key in self._rounds if key < sequence - 16]:
+            del self._rounds[old]
+        return [line]
+
+    def _model(self, event: Event) -> list[Line]:
+        operator, model = self.name(event.get("operator")), str(event.get("model"))
+        self._set(event, f"has heard {operator} ({model})", Tone.WORKING)
+        text = " ".join(str(event.get("text")).split())
+        receipt = "receipt holds" if event.get("receipt_ok", False) else "RECEIPT DOES NOT HOLD"
+        weight = f"weight {int(event.get('weight_bps', 0)) / 100:g} %"
+        said = f"{model}: “{text}” ({duration(event.get('ms', 0))}, {receipt}, {weight})"
+        tone = Tone.PLAIN if event.get("receipt_ok", False) else Tone.BAD
+        return self._once(("model", operator, model, text), Line(self.elapsed_s, operator, said, tone))
+
+    def _refused(self, event: Event) -> list[Line]:
+        operator = self.name(event.get("operator"))
+        return [Line(self.elapsed_s, operator, f"was not counted by {event.who}: {event.get('reason')}", Tone.WAITING)]
+
+    def _signed(self, event: Event) -> list[Line]:
+        self._set(event, f"has signed {event.get('what')}", Tone.DONE)
+        digest = str(event.get("digest"))
+        line = self._line(event, f"signs {event.get('what')} {short(digest)}".rstrip())
+        return self._once(("signed", event.who, digest), line)
+
+    def _sent(self, event: Event) -> list[Line]:
+        keeper = self.name(event.get("keeper", event.who))
+        tx = str(event.get("tx"))
+        return self._once(("sent", tx), Line(self.elapsed_s, keeper, f"sends transaction {short(tx)}"))
+
+    def _mined(self, event: Event) -> list[Line]:
+        tx = str(event.get("tx"))
+        text = f"transaction {short(tx)} in block {event.get('block')}, {int(event.get('gas', 0)):,} gas"
+        return self._once(("mined", tx), Line(self.elapsed_s, "chain", text, Tone.DONE))
+
+    def _registered(self, event: Event) -> list[Line]:
+        return [self._line(event, f"is registered with a stake of {event.get('stake')}", Tone.DONE)]
+
+    def _waiting(self, event: Event) -> list[Line]:
+        reason = str(event.get("for"))
+        if reason == self.waiting:
+            return []
+        self.waiting = reason
+        return [Line(self.elapsed_s, "waiting", reason, Tone.WAITING)]
+
+    def _down(self, event: Event) -> list[Line]:
+        self._set(event, "is down", Tone.BAD)
+        return [self._line(event, "is down", Tone.BAD)]
+
+    def _step(self, event: Event) -> list[Line]:
+        text = str(event.get("text"))
+        if not event.get("done", False):
+            self.step = text
+            return []
+        self.step = "" if self.step == text else self.step
+        took = duration(1000 * float(event.get("s", 0)))
+        return [Line(self.elapsed_s, event.who, f"{text} ({took})", Tone.DONE)]
+
+    def _error(self, event: Event) -> list[Line]:
+        return [self._line(event, str(event.get("message")), Tone.BAD)]
+
+    def _set(self, event: Event, doing: str, tone: Tone) -> Agent:
+        agent = self.agents.setdefault(event.who, Agent())
+        agent.doing, agent.tone, agent.since = doing, tone, event.t
+        return agent
+
+    def _line(self, event: Event, text: str, tone: Tone = Tone.PLAIN) -> Line:
+        return Line(self.elapsed_s, event.who, text, tone)
+
+    def _once(self, key: tuple[str, ...], line: Line) -> list[Line]:
+        if key in self._told:
+            return []
+        self._told.add(key)
+        return [line]
+
+
+def duration(ms: float) -> str:
+    """Milliseconds in the unit that a person reads best: `41 ms`, `14.2 s`, `3:05 min`."""
+    if ms < 999.5:
+        return f"{ms:.0f} ms"
+    if ms < 99_950:
+        return f"{ms / 1000:.1f} s"
+    minutes, seconds = divmod(round(ms / 1000), 60)
+    return f"{minutes}:{seconds:02} min"
+
+
+def short(text: str) -> str:
+    """A long hexadecimal string by its ends, as explorers show it; any other text as it is."""
+    if text.startswith("0x") and len(text) > _SHOWN_HEX:
+        return f"{text[:6]}…{text[-4:]}"
+    return text
+
+
+def _number(who: str) -> str:
+    """`agent-3` is 3 where its number alone will do."""
+    return who.rpartition("-")[2]
+
+
+def _is_agent(who: str) -> bool:
+    return who.startswith("agent")

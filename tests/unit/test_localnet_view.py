@@ -1,0 +1,187 @@
+"""What a person is told of a run, and that it fits the screen. The events are those of a small vote."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from quorate.localnet.events import Event, Tailer
+from quorate.localnet.story import Line, Story, Tone, duration, short
+from quorate.localnet.view import _Board, _Lines, follow, view
+
+OPERATOR = "0x" + "aB" * 20
+TX = "0x" + "c4" * 32
+AGENTS = ("agent-1", "agent-2", "agent-3", "agent-4")
+
+
+def told(*events: Event, names: dict[str, str] | None = None) -> list[Line]:
+    story = Story(names)
+    return [line for event in events for line in story.add(event)]
+
+
+def texts(lines: Iterable[Line]) -> list[str]:
+    return [f"{line.subject}: {line.text}" for line in lines]
+
+
+def event(kind: str, who: str = "agent-1", t: float = 0.0, **fields: object) -> Event:
+    return Event(t, who, kind, fields)
+
+
+def a_vote() -> list[Event]:
+    """One round in which every kind of event happens."""
+    text = "pays ten tokens from the treasury to an address, for the translation of the documentation into German"
+    return [
+        event("step", "demo", text="start four agents"),
+        event("registered", "operator-1", 1, stake="1,000 QRT", address=OPERATOR),
+        event("ready", "operator-1", 2, models=["minilm", "smollm2"]),
+        *(event("ready", name, 3) for name in AGENTS),
+        event("step", "demo", 4, text="start four agents", done=True, s=4.0),
+        *(event("round", name, 5, sequence=7, period=1, round="judge") for name in AGENTS),
+        *(event("act", name, 5, round="judge", sequence=7) for name in AGENTS),
+        event(
+            "model", "agent-1", 6, operator=OPERATOR, model="smollm2", text=text, ms=900, receipt_ok=True, weight_bps=0
+        ),
+        event(
+            "model", "agent-2", 6, operator=OPERATOR, model="smollm2", text=text, ms=950, receipt_ok=True, weight_bps=0
+        ),
+        event("refused", "agent-3", 6, operator=OPERATOR, reason="the receipt is signed by another key"),
+        event("down", "agent-4", 7),
+        event("waiting", "agent-1", 8, **{"for": "2 of 4 agents answer; 3 are needed"}),
+        event("waiting", "agent-2", 8, **{"for": "2 of 4 agents answer; 3 are needed"}),
+        event("payload", "agent-1", 9, round="judge", sequence=7, via="extension", ms=900),
+        event("payload", "agent-2", 9, round="judge", sequence=7, via="transaction", ms=4000),
+        *(event("settled", name, 10, round="judge", event="FOR", sequence=7, height=9, ms=5000) for name in AGENTS),
+        event("signed", "agent-1", 11, what="the Safe transaction", digest=TX),
+        event("sent", "agent-2", 12, tx=TX, keeper="agent-2"),
+        *(event("mined", name, 13, tx=TX, gas=181_240, block=23) for name in AGENTS),
+        event("error", "agent-4", 14, message="the node ended"),
+        event("ready", "agent-4", 15),
+    ]
+
+
+def test_a_whole_vote_is_told_in_order_and_each_thing_once() -> None:
+    lines = texts(told(*a_vote()))
+    assert [line for line in lines if not line.startswith("operator-1: smollm2")] == [
+        "operator-1: is registered with a stake of 1,000 QRT",
+        "operator-1: is ready and serves minilm, smollm2",
+        "demo: start four agents (4.0 s)",
+        "operator-1: was not counted by agent-3: the receipt is signed by another key",
+        "agent-4: is down",
+        "waiting: 2 of 4 agents answer; 3 are needed",
+        "judge: FOR in 5.0 s (1: 900 ms, 2: 4.0 s tx)",
+        "agent-1: signs the Safe transaction 0xc4c4…c4c4",
+        "agent-2: sends transaction 0xc4c4…c4c4",
+        "chain: transaction 0xc4c4…c4c4 in block 23, 181,240 gas",
+        "agent-4: the node ended",
+        "agent-4: is back",
+    ]
+
+
+def test_a_models_words_come_with_who_signed_them_and_what_they_weigh() -> None:
+    (line,) = told(
+        event("model", operator=OPERATOR, model="m", text="a\n b", ms=1234, receipt_ok=True, weight_bps=2500),
+        event("model", "agent-2", operator=OPERATOR, model="m", text="a b", ms=99, receipt_ok=True, weight_bps=2500),
+        names={OPERATOR.lower(): "operator-1"},
+    )
+    assert (line.subject, line.text) == ("operator-1", "m: “a b” (1.2 s, receipt holds, weight 25 %)")
+
+
+def test_an_answer_whose_receipt_fails_is_not_shown_like_the_others() -> None:
+    (line,) = told(event("model", operator=OPERATOR, model="m", text="a", ms=1, receipt_ok=False, weight_bps=0))
+    assert line.tone is Tone.BAD
+    assert "RECEIPT DOES NOT HOLD" in line.text
+    assert line.subject == "0xaBaB…aBaB", "nobody has told its name"
+
+
+def test_waiting_is_over_when_a_round_settles_and_may_be_told_again_then() -> None:
+    waiting = Event(0.0, "agent-1", "waiting", {"for": "agent-4"})
+    settled = event("settled", round="a", event="DONE", sequence=1, height=1, ms=1)
+    assert len(told(waiting, waiting)) == 1
+    assert len(told(waiting, settled, waiting)) == 3
+
+
+def test_a_round_whose_length_the_agent_does_not_know_is_measured_from_its_opening() -> None:
+    opened = event("round", t=10.0, sequence=1, period=0, round="judge")
+    (line,) = told(opened, event("settled", t=12.5, round="judge", event="DONE", sequence=1, height=1, ms=None))
+    assert line.text == "DONE in 2.5 s"
+
+
+def test_a_late_event_of_an_earlier_round_does_not_turn_the_board_back() -> None:
+    story = Story()
+    story.add(event("round", sequence=2, period=0, round="second"))
+    story.add(event("round", "agent-2", sequence=1, period=0, round="first"))
+    assert (story.sequence, story.round) == (2, "second")
+
+
+def test_a_kind_that_the_story_does_not_know_is_told_as_it_is() -> None:
+    assert texts(told(event("slashed", amount=3))) == ["agent-1: slashed {'amount': 3}"]
+
+
+@pytest.mark.parametrize(
+    ("ms", "text"),
+    [(0, "0 ms"), (41.4, "41 ms"), (999, "999 ms"), (999.6, "1.0 s"), (14_210, "14.2 s"), (185_000, "3:05 min")],
+)
+def test_a_duration_has_the_unit_that_reads_best(ms: float, text: str) -> None:
+    assert duration(ms) == text
+
+
+def test_only_long_hexadecimal_is_shortened() -> None:
+    assert short("0x1234") == "0x1234"
+    assert short("a long sentence with no hexadecimal") == "a long sentence with no hexadecimal"
+    assert short(OPERATOR) == "0xaBaB…aBaB"
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_every_line_and_the_board_fit_the_screen_and_nothing_is_lost(width: int) -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=width, force_terminal=True, color_system=None, highlight=False)
+    board = _Board(Story(), "Quorate demo", console)
+    for happened in a_vote():
+        board.show(happened)
+        if happened.kind == "down":
+            console.print(board.render())
+    shown = out.getvalue()
+    assert max(map(len, shown.splitlines())) <= width
+    assert "into German”" in " ".join(shown.split()), "a model's words are wrapped, not cut"
+
+
+def test_a_pipe_gets_one_whole_line_for_each_thing() -> None:
+    out = io.StringIO()
+    lines = _Lines(Story(), Console(file=out, width=80))
+    for happened in a_vote():
+        lines.show(happened)
+    text = out.getvalue()
+    assert "\x1b" not in text
+    assert len(text.splitlines()) == len(told(*a_vote()))
+
+
+def test_with_json_nothing_but_the_result_goes_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    with view("demo", to_stderr=True) as shown:
+        shown.show(event("error", message="look here"))
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "look here" in captured.err
+
+
+async def test_following_shows_also_what_was_written_last(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(event("error", message="the last words").line() + "\n")
+    tailer = Tailer()
+    tailer.add(path)
+    out = io.StringIO()
+    await follow_briefly(tailer, _Lines(Story(), Console(file=out, width=80)))
+    assert "the last words" in out.getvalue()
+
+
+async def follow_briefly(tailer: Tailer, shown: _Lines) -> None:
+    import asyncio
+
+    task = asyncio.create_task(follow(tailer, shown))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
