@@ -76,7 +76,7 @@ class Service:
 
     @cached_property
     def spec_hash(self) -> str:
-        """64 hex digits over what agents must share to stay in step: the machine, time limits, types of state and payloads.
+        """64 hex digits over what agents must share to stay in step: the machine, time limits, types of values.
 
         Not covered: the code of the rules. Agents that run different rules find out by different digests.
         """
