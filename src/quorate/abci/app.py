@@ -1,0 +1,507 @@
+"""The ABCI application of a service: it carries payloads into blocks and blocks into the agent's hands.
+
+How a payload travels (measured: 30 ms and one block a round when acts are fast, 38 ms from a late one to its effect):
+
+    Commit(h) opens a round, or a transaction wakes the chain
+    -> PrepareProposal: the proposer bundles the payloads that rode on the last commit's vote extensions, and adds
+       payloads and ticks from the mempool
+    -> ProcessProposal: all check and execute the proposal on a copy, and start the act of the round that it would open
+    -> ExtendVote attaches what that act gave in time
+    -> FinalizeBlock -> Commit.
+
+- A payload that is not ready at its ExtendVote, or while the chain sleeps, is late: it goes as a transaction at once.
+- `Agent.opened` may be called for a block that is never decided, so an act must be harmless to repeat or to abandon.
+- ProcessProposal, FinalizeBlock and Commit depend on the block and the last state only; VerifyVoteExtension on the
+  extension and the genesis only. Clocks are read for three things, none of them agreed: how long to wait for a fast
+  act, when to send again, when to tick.
+- State is written in Commit, before it answers, and nowhere else; work that hangs on a Commit (acts, transactions,
+  ticks) starts again from the loaded state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Literal, Protocol, TypeVar
+
+from quorate.abci.genesis import POWER, Genesis
+from quorate.abci.machine import AHEAD, MAX_TICKS, Applied, Block, Replica, apply_block, execute, judge, tick_for
+from quorate.abci.node import Broadcast, NodeUnreachable
+from quorate.abci.payload import MAX_PAYLOAD_BYTES, SignedPayload, UnsignedPayload
+from quorate.abci.pb.tendermint.abci import types_pb2 as pb
+from quorate.abci.pb.tendermint.types import validator_pb2
+from quorate.abci.server import Application
+from quorate.abci.store import Store
+from quorate.abci.transaction import Kind, Roll, Transaction, encode_bundle, encode_single
+from quorate.errors import ConfigError, PeerError
+from quorate.fsm import Period, Service, Settled
+from quorate.units import Address
+
+__all__ = ["Agent", "ServiceApp", "Via"]
+
+Via = Literal["extension", "transaction"]
+
+_FAST_ACT_S = 0.012  # ExtendVote waits at most this long, and only where recent acts were that short
+_RESEND_S = 1.0
+_QUIET_S = 0.25  # while blocks of the past rush in, acts start only after a pause of this length
+_TICK_GAP_S = 0.1  # between the first two ticks; doubles
+_CLOCK_MARGIN_S = 0.005
+_TX_OVERHEAD_BYTES = 8  # protobuf's, for each transaction in a block
+
+_Proposal = TypeVar("_Proposal", pb.RequestProcessProposal, pb.RequestExtendVote, pb.RequestFinalizeBlock)
+_log = logging.getLogger(__name__)
+
+
+class Agent(Protocol):
+    """What the application tells and asks the agent that it serves. All calls come on the application's event loop."""
+
+    def opened(self, period: Period, committed: bool) -> None:
+        """Act in `period`'s round. Called when a proposal would open it, and again (`committed`) when it is decided.
+
+        The same opening (`opening_of(period)`) may come several times and means the same act; one that was not
+        committed may be abandoned. Answer with `ServiceApp.offer`.
+        """
+
+    def settled(self, settled: Settled, period: Period, height: int) -> None:
+        """A decided block ended a round; `period` is what it led to. Also called for blocks that are caught up on."""
+
+    def sent(self, payload: SignedPayload, via: Via) -> None:
+        """An offered payload went out this way; it may still be counted by the other."""
+
+    async def sign_tick(self, tick: UnsignedPayload) -> bytes:
+        """65 bytes: the agent's signature of `tick.digest()`. The round's time is over; the chain has to see it."""
+
+
+class ServiceApp(Application):
+    """The replicated machine of one service, as one of its agents runs it."""
+
+    def __init__(self, service: Service, genesis: Genesis, me: Address, store: Store, agent: Agent) -> None:
+        """Load the last committed state; `ConfigError` where genesis, service, agent and state do not match."""
+        genesis.check(service)
+        if me not in genesis.addresses:
+            raise ConfigError(
+                f"{me} is no member of {genesis.chain_id}; its members are {', '.join(genesis.addresses)}"
+            )
+        self.service, self.genesis, self.me = service, genesis, me
+        self.failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+        """Done when work beside the handlers failed; its result is the exception. The host must stop then."""
+        self._agent = agent
+        self._store = store
+        self._roll = Roll(genesis.chain_id, genesis.addresses)
+        self._by_validator = {member.validator_address: member for member in genesis.members}
+        saved = store.load()
+        first = Replica.start(Period.start(service, genesis.addresses))
+        self._replica = first if saved is None else Replica.decode(service, saved)
+        self._speculated: dict[bytes, Applied] = {}  # by block hash; all on top of the committed replica
+        self._finalized: Applied | None = None
+        self._is_asleep = True  # until a Commit says otherwise: after a restart nobody knows
+        self._outbox = _Outbox()
+        self._broadcast: Callable[[bytes], Awaitable[Broadcast]] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._announced: tuple[bytes, bool] = (b"", False)
+        self._quiet: asyncio.TimerHandle | None = None
+        self._ticker: tuple[int, asyncio.Task[None]] | None = None
+
+    # ---- for the host
+
+    @property
+    def period(self) -> Period:
+        """The last committed period."""
+        return self._replica.period
+
+    @property
+    def height(self) -> int:
+        """The height of the last committed block; 0 before the first."""
+        return self._replica.height
+
+    @property
+    def app_hash(self) -> bytes:
+        """The app hash after the last committed block."""
+        return self._replica.app_hash
+
+    @property
+    def is_asleep(self) -> bool:
+        """True when the chain waits for news (or nobody knows yet)."""
+        return self._is_asleep
+
+    def start(self, broadcast: Callable[[bytes], Awaitable[Broadcast]]) -> None:
+        """Begin to act: in a sleeping chain nobody else would. `broadcast` gives a transaction to the node's mempool."""
+        self._broadcast = broadcast
+        if self._replica.height:  # else InitChain comes first
+            self._announce_when_quiet()
+            self._watch_deadline()
+
+    async def stop(self) -> None:
+        """Cancel what runs beside the handlers and close the store."""
+        if self._quiet is not None:
+            self._quiet.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._store.close()
+
+    def offer(self, payload: SignedPayload) -> None:
+        """Send this agent's payload: by the next vote extension if it is in time, else as a transaction.
+
+        A payload for a round that is over is dropped. `ConfigError` where the payload is not this agent's own.
+        """
+        if payload.sender != self.me or not payload.is_signed_by_sender(self.genesis.chain_id):
+            raise ConfigError(f"a payload of {payload.sender} that {self.me} did not sign for {self.genesis.chain_id}")
+        if payload.sequence < self._replica.period.sequence:
+            return
+        self._outbox.put(payload)
+        if self._is_asleep or self._outbox.is_late(payload.opening):
+            self._send(payload)
+
+    # ---- handlers: consensus
+
+    async def info(self, request: pb.RequestInfo) -> pb.ResponseInfo:
+        height = self._replica.height
+        app_hash = self._replica.app_hash if height else b""
+        return pb.ResponseInfo(data=self.service.name, last_block_height=height, last_block_app_hash=app_hash)
+
+    async def init_chain(self, request: pb.RequestInitChain) -> pb.ResponseInitChain:
+        """Refuse to begin a chain whose genesis, as CometBFT read it, is not the one that this agent was given."""
+        expected = sorted((bytes.fromhex(member.validator_key), POWER) for member in self.genesis.members)
+        if sorted((v.pub_key.ed25519, v.power) for v in request.validators) != expected:
+            raise ConfigError(
+                f"the validators in the node's genesis are not the members of {self.genesis.chain_id}, {POWER} each"
+            )
+        if request.chain_id != self.genesis.chain_id or json.loads(request.app_state_bytes) != self.genesis.app_state():
+            raise ConfigError(f"the node's genesis is of {request.chain_id}, or another one of {self.genesis.chain_id}")
+        self._announce_when_quiet()
+        return pb.ResponseInitChain(app_hash=self._replica.app_hash)
+
+    async def prepare_proposal(self, request: pb.RequestPrepareProposal) -> pb.ResponsePrepareProposal:
+        """The payloads of the last commit's extensions in one bundle, then what in the mempool counts now."""
+        room = request.max_tx_bytes
+        replica, txs = self._replica, []
+        bundle: list[SignedPayload] = []
+        for payload in sorted(self._extensions(request), key=lambda payload: payload.sender):
+            size = len(encode_bundle([*bundle, payload])) + _TX_OVERHEAD_BYTES
+            if size <= room and (after := _counted(replica, Transaction(Kind.PAYLOAD, (payload,)))):
+                replica = after
+                bundle.append(payload)
+        if bundle:
+            txs.append(encode_bundle(bundle))
+            room -= len(txs[0]) + _TX_OVERHEAD_BYTES
+        for data in request.txs:
+            tx = self._read(data)
+            size = len(data) + _TX_OVERHEAD_BYTES
+            if tx and tx.kind is not Kind.BUNDLE and size <= room and (after := _counted(replica, tx)):
+                replica = after
+                txs.append(data)
+                room -= size
+        return pb.ResponsePrepareProposal(txs=txs)
+
+    def _extensions(self, request: pb.RequestPrepareProposal) -> list[SignedPayload]:
+        """Verified anew: precommits that come after the decision never passed VerifyVoteExtension."""
+        found: list[SignedPayload] = []
+        for vote in request.local_last_commit.votes:
+            if vote.block_id_flag == validator_pb2.BLOCK_ID_FLAG_COMMIT and vote.vote_extension:
+                try:
+                    found.append(self._roll.payload(vote.vote_extension))
+                except PeerError as error:
+                    _log.warning("a vote extension is left out: %s", error)
+        return found
+
+    async def process_proposal(self, request: pb.RequestProcessProposal) -> pb.ResponseProcessProposal:
+        problem = self._problem(list(request.txs))
+        if problem is not None:
+            _log.warning(
+                "refused the proposal of %s for block %d: %s", request.proposer_address.hex(), request.height, problem
+            )
+            return pb.ResponseProcessProposal(status=pb.ResponseProcessProposal.REJECT)
+        applied = self._speculate(request, request.proposed_last_commit)
+        self._announce(applied.replica, committed=False)
+        return pb.ResponseProcessProposal(status=pb.ResponseProcessProposal.ACCEPT)
+
+    def _problem(self, txs: list[bytes]) -> str | None:
+        try:
+            return judge(self._replica, [self._roll.transaction(data) for data in txs])
+        except PeerError as error:
+            return error.message
+
+    async def extend_vote(self, request: pb.RequestExtendVote) -> pb.ResponseExtendVote:
+        """This agent's payload for the round that the block leads to, if it is ready or about to be."""
+        replica = self._speculate(request, request.proposed_last_commit).replica
+        if self.me in replica.period.votes:
+            return pb.ResponseExtendVote()
+        self._announce(replica, committed=False)
+        payload = await self._outbox.get(replica.opening)
+        if payload is None:
+            self._outbox.mark_late(replica.opening)
+            return pb.ResponseExtendVote()
+        if self._outbox.is_first(payload, "extension"):
+            self._agent.sent(payload, "extension")
+        return pb.ResponseExtendVote(vote_extension=payload.encode())
+
+    async def verify_vote_extension(self, request: pb.RequestVerifyVoteExtension) -> pb.ResponseVerifyVoteExtension:
+        """Depends on the extension and the genesis alone: nodes that disagreed here could halt the chain."""
+        sound = pb.ResponseVerifyVoteExtension(status=pb.ResponseVerifyVoteExtension.ACCEPT)
+        if not request.vote_extension:
+            return sound
+        member = self._by_validator.get(request.validator_address.hex().upper())
+        try:
+            if len(request.vote_extension) > MAX_PAYLOAD_BYTES or member is None:
+                raise PeerError(f"an extension of {len(request.vote_extension)} bytes, or from no member")
+            if (sender := self._roll.payload(request.vote_extension).sender) != member.address:
+                raise PeerError(f"the extension of {member.address} carries a payload of {sender}")
+        except PeerError as error:
+            _log.warning("refused the vote extension of %s: %s", request.validator_address.hex(), error)
+            return pb.ResponseVerifyVoteExtension(status=pb.ResponseVerifyVoteExtension.REJECT)
+        return sound
+
+    async def finalize_block(self, request: pb.RequestFinalizeBlock) -> pb.ResponseFinalizeBlock:
+        is_live = request.hash in self._speculated  # else the block was decided without us: we are catching up
+        applied = self._finalized = self._speculate(request, request.decided_last_commit)
+        if not is_live:
+            self._announce_when_quiet()
+        updates = [self._update(address, power) for address, power in applied.powers]
+        results = [pb.ExecTxResult(code=0 if accepted else 1) for accepted in applied.accepted]
+        return pb.ResponseFinalizeBlock(
+            tx_results=results, app_hash=applied.replica.app_hash, validator_updates=updates
+        )
+
+    async def commit(self, request: pb.RequestCommit) -> pb.ResponseCommit:
+        applied, before = self._finalized, self._replica
+        if applied is None:
+            raise ConfigError("CometBFT asks to commit a block that was not finalized in this life of the application")
+        self._store.save(applied.replica.encode())
+        self._replica, self._finalized, self._speculated = applied.replica, None, {}
+        self._is_asleep = applied.replica.app_hash == before.app_hash  # CometBFT's own rule for a block without news
+        self._outbox.forget_before(self.period.sequence)
+        if applied.settled is not None:
+            self._agent.settled(applied.settled, self.period, self.height)
+        if self._quiet is None:
+            self._announce(self._replica, committed=True)
+        self._watch_deadline()
+        if self._is_asleep and (payload := self._outbox.peek(self._replica.opening)) is not None:
+            self._send(payload)
+        return pb.ResponseCommit()
+
+    def _speculate(self, request: _Proposal, last_commit: pb.CommitInfo) -> Applied:
+        """What the block would do (on a copy). FinalizeBlock finds it here when it was proposed to us first."""
+        known = self._speculated.get(request.hash)
+        if known is None:
+            known = self._speculated[request.hash] = apply_block(self._replica, self._block(request, last_commit))
+        return known
+
+    def _block(self, request: _Proposal, last_commit: pb.CommitInfo) -> Block:
+        absent: list[str] = []
+        present: list[str] = []
+        for vote in last_commit.votes:
+            is_absent = vote.block_id_flag == validator_pb2.BLOCK_ID_FLAG_ABSENT
+            (absent if is_absent else present).append(vote.validator.address.hex().upper())
+        time_ms = request.time.ToNanoseconds() // 1_000_000
+        return Block(request.height, time_ms, tuple(map(self._read, request.txs)), tuple(absent), tuple(present))
+
+    def _read(self, data: bytes) -> Transaction | None:
+        try:
+            return self._roll.transaction(data)
+        except PeerError:
+            return None
+
+    def _update(self, validator_address: str, power: int) -> pb.ValidatorUpdate:
+        update = pb.ValidatorUpdate(power=power)
+        update.pub_key.ed25519 = bytes.fromhex(self._by_validator[validator_address].validator_key)
+        return update
+
+    # ---- handlers: mempool and queries
+
+    async def check_tx(self, request: pb.RequestCheckTx) -> pb.ResponseCheckTx:
+        """Strict on the past (a stale payload would keep the chain awake), lenient by `AHEAD` rounds on the future."""
+        try:
+            tx = self._roll.transaction(request.tx)
+            if tx.kind is Kind.BUNDLE:
+                raise PeerError("a bundle; only a proposer writes one")
+            rounds_ahead = tx.payloads[0].sequence - self.period.sequence
+            if rounds_ahead > AHEAD:
+                raise PeerError(f"a payload for {rounds_ahead} rounds ahead; at most {AHEAD} are held")
+            may_wait = rounds_ahead > 0 or (tx.kind is Kind.TICK and rounds_ahead == 0 and not self.period.clock_ms)
+            if not may_wait:
+                execute(self._replica, tx)
+        except PeerError as error:
+            return pb.ResponseCheckTx(code=1, log=error.message)
+        return pb.ResponseCheckTx()
+
+    async def query(self, request: pb.RequestQuery) -> pb.ResponseQuery:
+        """`/p2p/filter/...`: only nodes of the genesis may connect. `/status`: where this agent is, as JSON."""
+        if request.path.startswith("/p2p/filter/id/"):
+            node_id = request.path.rsplit("/", 1)[1].lower()
+            is_known = any(member.node_id == node_id for member in self.genesis.members)
+            return pb.ResponseQuery(code=0 if is_known else 1, log="" if is_known else f"{node_id} is no member's node")
+        if request.path.startswith("/p2p/filter/"):
+            return pb.ResponseQuery()  # by address: members may move
+        if request.path == "/status":
+            return pb.ResponseQuery(value=json.dumps(self._status()).encode(), height=self.height)
+        return pb.ResponseQuery(code=1, log=f"no answer to {request.path!r}; ask /status")
+
+    def _status(self) -> dict[str, Any]:
+        return {
+            "height": self.height,
+            "app_hash": self.app_hash.hex(),
+            "sequence": self.period.sequence,
+            "period": self.period.state.period,
+            "round": self.period.round.name,
+            "voted": list(self.period.votes.senders()),
+            "asleep": self._is_asleep,
+        }
+
+    # ---- beside the handlers
+
+    def _announce(self, replica: Replica, committed: bool) -> None:
+        """Tell the agent of the round that `replica` is in, once as proposed and once as committed."""
+        if self._announced in ((replica.opening, committed), (replica.opening, True)):
+            return
+        self._announced = (replica.opening, committed)
+        self._outbox.expect(replica.opening)
+        self._agent.opened(replica.period, committed)
+
+    def _announce_when_quiet(self) -> None:
+        """Announce the committed round after a pause without old blocks: nobody should act in rounds long gone."""
+        if self._quiet is not None:
+            self._quiet.cancel()
+        self._quiet = asyncio.get_running_loop().call_later(_QUIET_S, self._announce_now)
+
+    def _announce_now(self) -> None:
+        self._quiet = None
+        try:
+            self._announce(self._replica, committed=True)
+        except Exception as error:  # the agent's fault; there is no handler above us that could tell the host
+            self._fail(error)
+
+    def _send(self, payload: SignedPayload) -> None:
+        if self._outbox.is_first(payload, "transaction"):
+            self._spawn(self._send_until_counted(payload))
+
+    async def _send_until_counted(self, payload: SignedPayload) -> None:
+        """Hand the payload to the mempool again and again: the node may be starting, or a peer have dropped it."""
+        tx = encode_single(Kind.PAYLOAD, payload)
+        self._agent.sent(payload, "transaction")
+        while payload.sequence >= self.period.sequence and self.me not in self._votes_in(payload.sequence):
+            await self._hand_over(tx)
+            await asyncio.sleep(_RESEND_S)
+
+    def _votes_in(self, sequence: int) -> tuple[Address, ...]:
+        return self.period.votes.senders() if sequence == self.period.sequence else ()
+
+    async def _hand_over(self, tx: bytes) -> None:
+        if self._broadcast is None:
+            return
+        try:
+            answer = await self._broadcast(tx)
+        except NodeUnreachable as error:  # it starts or stops; if it died, its exit is reported where it is watched
+            _log.info("a transaction waits for the node: %s", error)
+            return
+        if answer.code:
+            _log.info("the mempool refused a transaction: %s", answer.log)
+
+    def _watch_deadline(self) -> None:
+        """See to it that the running round's deadline finds a block to be noticed in."""
+        period = self.period
+        if self._ticker is not None and self._ticker[0] != period.sequence:
+            self._ticker[1].cancel()
+            self._ticker = None
+        if self._ticker is None and period.deadline_ms is not None:
+            self._ticker = (period.sequence, self._spawn(self._tick(period, period.deadline_ms)))
+
+    async def _tick(self, period: Period, deadline_ms: int) -> None:
+        """Wait for the deadline by our clock, then tick until the chain has seen it by its own."""
+        await asyncio.sleep(
+            min(max(0.0, deadline_ms / 1000 - time.time()), period.round.timeout_ms / 1000) + _CLOCK_MARGIN_S
+        )
+        gap = _TICK_GAP_S
+        for attempt in range(self._replica.ticks_of(self.me), MAX_TICKS):
+            tick = tick_for(self.genesis.chain_id, period, attempt)
+            signed = tick.signed(self.me, await self._agent.sign_tick(tick))
+            await self._hand_over(encode_single(Kind.TICK, signed))
+            await asyncio.sleep(gap)
+            gap *= 2
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        _log.error("the application failed: %r", error)
+        if not self.failed.done():
+            self.failed.set_result(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+
+
+class _Outbox:
+    """This agent's own payloads of rounds that are not over, by opening, and how they have been sent."""
+
+    def __init__(self) -> None:
+        self._payloads: dict[bytes, SignedPayload] = {}
+        self._arrived: dict[bytes, asyncio.Event] = {}
+        self._since: dict[bytes, float] = {}
+        self._late: set[bytes] = set()
+        self._sent: set[tuple[bytes, Via]] = set()
+        self._usual_act_s = 0.0  # mean of recent acts, exponentially weighted
+
+    def expect(self, opening: bytes) -> None:
+        """An act for `opening` begins."""
+        self._since.setdefault(opening, time.monotonic())
+
+    def put(self, payload: SignedPayload) -> None:
+        opening = payload.opening
+        if opening not in self._payloads:
+            took = time.monotonic() - self._since.get(opening, time.monotonic())
+            self._usual_act_s += (took - self._usual_act_s) * 0.3
+        self._payloads.setdefault(opening, payload)  # one payload a round, and a repeated act does not change it
+        self._arrived.setdefault(opening, asyncio.Event()).set()
+
+    async def get(self, opening: bytes) -> SignedPayload | None:
+        """The payload, waiting a moment where recent acts took no longer than that."""
+        if opening not in self._payloads and self._usual_act_s < _FAST_ACT_S:
+            arrived = self._arrived.setdefault(opening, asyncio.Event())
+            try:
+                await asyncio.wait_for(arrived.wait(), _FAST_ACT_S)
+            except TimeoutError:
+                return None
+        return self._payloads.get(opening)
+
+    def peek(self, opening: bytes) -> SignedPayload | None:
+        return self._payloads.get(opening)
+
+    def mark_late(self, opening: bytes) -> None:
+        """The vote on `opening`'s block went out without the payload."""
+        self._late.add(opening)
+
+    def is_late(self, opening: bytes) -> bool:
+        return opening in self._late
+
+    def is_first(self, payload: SignedPayload, via: Via) -> bool:
+        """True at the first call for this payload and way."""
+        key = (payload.opening, via)
+        if key in self._sent:
+            return False
+        self._sent.add(key)
+        return True
+
+    def forget_before(self, sequence: int) -> None:
+        """Drop the payloads of rounds that are over, and all that is known of other openings but the recent ones."""
+        self._payloads = {k: p for k, p in self._payloads.items() if p.sequence >= sequence}
+        recent = set(list(self._since)[-8:]) | set(self._payloads)
+        self._since = {k: v for k, v in self._since.items() if k in recent}
+        self._arrived = {k: v for k, v in self._arrived.items() if k in recent}
+        self._late &= recent
+        self._sent = {key for key in self._sent if key[0] in recent}
+
+
+def _counted(replica: Replica, tx: Transaction) -> Replica | None:
+    try:
+        return execute(replica, tx)
+    except PeerError:
+        return None

@@ -1,0 +1,271 @@
+"""The chain's side of the replicated machine: what a block does, and what makes the chain run or sleep. Pure.
+
+The app hash covers everything here that changes what a later block does. CometBFT makes the next block at once while
+that hash changes and waits when it does not, so the hash is also the switch of the chain: a block with news (a
+payload counted, a tick, a round opened or ended) changes it, one more block proves the new state in its header, and
+then the chain sleeps.
+
+- A round's clock starts at the block after the one that opened it: the block that ends a sleep carries the time
+  before it.
+- The first block carries the genesis time, which may be hours old: it delivers payloads, ends no round and starts no
+  clock.
+- A block with a payload that does not count is refused as a whole (`judge`): an honest proposer knows the same state,
+  so only a faulty one can propose it. A payload that is *missing* in a block says nothing: nodes see different votes.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from quorate.abci.genesis import POWER
+from quorate.abci.payload import SignedPayload, UnsignedPayload
+from quorate.abci.transaction import Kind, Transaction, tick_round
+from quorate.errors import ConfigError, PeerError
+from quorate.fsm import Period, Service, Settled, Votes
+from quorate.units import Address
+
+__all__ = [
+    "AHEAD",
+    "DEMOTED_POWER",
+    "MAX_TICKS",
+    "Applied",
+    "Block",
+    "Replica",
+    "apply_block",
+    "execute",
+    "judge",
+    "opening_of",
+    "payload_for",
+    "tick_for",
+]
+
+MAX_TICKS = 8
+"""Ticks of one agent in one round: enough to find a deadline by a late clock, too few to keep a chain awake with."""
+AHEAD = 2
+"""Rounds ahead of ours for which the mempool holds payloads: a peer may be one block further than this node."""
+DEMOTED_POWER = 2
+"""Power of a validator that was long absent: it proposes rarely, so the others seldom wait for it. Even, like POWER."""
+_DEMOTE_AFTER = 16
+"""Absences in a row, in blocks with news; well above n: with timeout_commit 0 a slow honest vote is often missed."""
+INITIAL_HEIGHT = 1
+
+
+def opening_of(period: Period) -> bytes:
+    """The digest of `period` as its round opened: without votes and clock. Acts and payloads belong to one opening."""
+    if not period.votes and not period.clock_ms:
+        return period.digest()
+    none = Votes[object]((), period.n, period.quorum)
+    return dataclasses.replace(period, votes=none, clock_ms=0).digest()
+
+
+def payload_for(chain_id: str, period: Period, body: bytes) -> UnsignedPayload:
+    """The payload that carries `body` (the canonical encoding of what `act` returned) into `period`'s round."""
+    return UnsignedPayload(chain_id, period.state.period, period.sequence, period.round.name, opening_of(period), body)
+
+
+def tick_for(chain_id: str, period: Period, attempt: int) -> UnsignedPayload:
+    """The `attempt`-th tick (from 0) of an agent in `period`'s round."""
+    name = tick_round(period.round.name)
+    return UnsignedPayload(chain_id, period.state.period, period.sequence, name, opening_of(period), bytes([attempt]))
+
+
+@dataclass(frozen=True)
+class Replica:
+    """All that the nodes hold alike after a block."""
+
+    period: Period
+    opening: bytes
+    """`opening_of(period)`, kept because every payload is compared with it."""
+    height: int = 0
+    hot: int = 0
+    """Height of the last block with news."""
+    ticks: tuple[tuple[Address, int], ...] = ()
+    """How many ticks each agent has spent in this round, sorted."""
+    absences: tuple[tuple[str, int], ...] = ()
+    """Blocks with news that a validator (by its CometBFT address) has missed in a row, sorted."""
+    demoted: str = ""
+    """The one validator that runs with `DEMOTED_POWER`."""
+
+    @staticmethod
+    def start(period: Period) -> Replica:
+        """The replica before the first block."""
+        return Replica(period, opening_of(period))
+
+    @cached_property
+    def app_hash(self) -> bytes:
+        """32 bytes; equal on all nodes after the same blocks, and equal to the last one's where a block had no news."""
+        rest = json.dumps([self.hot, self.ticks, self.absences, self.demoted], separators=(",", ":"))
+        return hashlib.sha256(self.period.digest() + rest.encode()).digest()
+
+    def why_not(self, payload: SignedPayload) -> str | None:
+        """Why this verified payload would not count in the next block; None where it counts."""
+        if payload.sequence != self.period.sequence:
+            return f"it is for round {payload.sequence}; round {self.period.sequence} is going on"
+        if payload.opening != self.opening or payload.period != self.period.state.period:
+            return f"it answers another opening of round {payload.sequence} than the agreed one"
+        if payload.round != self.period.round.name:
+            return f"it is for {payload.round}; round {payload.sequence} is {self.period.round.name}"
+        return self.period.refusal(payload.sender, payload.sequence, payload.body)
+
+    def why_no_tick(self, tick: SignedPayload) -> str | None:
+        """Why this verified tick would not count in the next block; None where it counts."""
+        if (tick.sequence, tick.opening, tick.period) != (self.period.sequence, self.opening, self.period.state.period):
+            return f"the tick is for round {tick.sequence}; round {self.period.sequence} is going on"
+        if tick.round != tick_round(self.period.round.name) or not self.period.clock_ms or self.period.is_final:
+            return f"no clock runs for {tick.round}"
+        if len(tick.body) != 1 or not self.ticks_of(tick.sender) <= tick.body[0] < MAX_TICKS:
+            return f"tick {tick.body.hex()} of {tick.sender}, who has spent {self.ticks_of(tick.sender)} of {MAX_TICKS}"
+        return None
+
+    def ticks_of(self, sender: Address) -> int:
+        """How many ticks `sender` has spent in this round."""
+        return dict(self.ticks).get(sender, 0)
+
+    def encode(self) -> bytes:
+        """For durable storage; the app hash in it lets `decode` find damage."""
+        period = base64.b64encode(self.period.encode()).decode()
+        fields = [self.height, self.hot, self.ticks, self.absences, self.demoted, period, self.app_hash.hex()]
+        return json.dumps(fields, separators=(",", ":")).encode()
+
+    @staticmethod
+    def decode(service: Service, data: bytes) -> Replica:
+        """The replica in `data`; `ConfigError` where that is damaged or another service's."""
+        try:
+            height, hot, ticks, absences, demoted, period, app_hash = json.loads(data)
+            decoded = Period.decode(service, base64.b64decode(period, validate=True))
+            replica = Replica(
+                decoded,
+                opening_of(decoded),
+                height,
+                hot,
+                tuple((Address(who), count) for who, count in ticks),
+                tuple((who, count) for who, count in absences),
+                demoted,
+            )
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"the stored state is damaged: {error}", fix=_DAMAGE_FIX) from error
+        if replica.app_hash.hex() != app_hash:
+            raise ConfigError(
+                f"the stored state of height {height} hashes to {replica.app_hash.hex()}; it was written as {app_hash}",
+                fix=_DAMAGE_FIX,
+            )
+        return replica
+
+
+_DAMAGE_FIX = (
+    "Keep the agent's keys and signing state, move its app.db and node data away, and let it catch up from its peers."
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """What of a decided (or proposed) block matters here. `txs` holds None for bytes that are no transaction."""
+
+    height: int
+    time_ms: int
+    txs: tuple[Transaction | None, ...]
+    absent: tuple[str, ...] = ()
+    """Validators that did not vote for the block before, by their CometBFT address."""
+    present: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What a block did."""
+
+    replica: Replica
+    accepted: tuple[bool, ...]
+    """For each transaction, whether all that it carries counted."""
+    settled: Settled | None
+    powers: tuple[tuple[str, int], ...] = ()
+    """New voting powers, by CometBFT address; they hold two blocks later."""
+
+
+def judge(replica: Replica, txs: Sequence[Transaction]) -> str | None:
+    """Why a proposal of these transactions must be refused; None where it is sound. Depends on (replica, txs) only."""
+    for index, tx in enumerate(txs):
+        if tx.kind is Kind.BUNDLE and index:
+            return f"transaction {index} is a bundle; only the first may be one"
+        try:
+            replica = execute(replica, tx)
+        except PeerError as error:
+            return f"transaction {index}: {error.message}"
+    return None
+
+
+def execute(replica: Replica, tx: Transaction) -> Replica:
+    """`replica` with all that `tx` carries; `PeerError` where any of it does not count now."""
+    for payload in tx.payloads:
+        problem = replica.why_no_tick(payload) if tx.kind is Kind.TICK else replica.why_not(payload)
+        if problem is not None:
+            raise PeerError(f"{payload.sender}: {problem}", evidence=payload.encode())
+        if tx.kind is Kind.TICK:
+            spent = {**dict(replica.ticks), payload.sender: payload.body[0] + 1}
+            replica = dataclasses.replace(replica, ticks=tuple(sorted(spent.items())))
+        else:
+            period = replica.period.deliver(payload.sender, payload.sequence, payload.body)
+            replica = dataclasses.replace(replica, period=period)
+    return replica
+
+
+def apply_block(replica: Replica, block: Block) -> Applied:
+    """The state after `block`. Total: of whatever a decided block holds, a transaction counts whole or not at all."""
+    if block.height != replica.height + 1:
+        raise ConfigError(
+            f"CometBFT delivers block {block.height} to an application at height {replica.height}", fix=_DAMAGE_FIX
+        )
+    current, accepted = replica, []
+    for tx in block.txs:
+        counted = _execute_if_sound(current, tx)
+        accepted.append(counted is not None)
+        current = counted or current
+    has_news = any(accepted) or block.height == INITIAL_HEIGHT
+    settled = None
+    if block.height > INITIAL_HEIGHT:
+        current, settled = _end(current, block.time_ms)
+    powers: tuple[tuple[str, int], ...] = ()
+    if has_news or settled:
+        current, powers = _count_absences(dataclasses.replace(current, hot=block.height), block)
+    return Applied(dataclasses.replace(current, height=block.height), tuple(accepted), settled, powers)
+
+
+def _execute_if_sound(replica: Replica, tx: Transaction | None) -> Replica | None:
+    try:
+        return None if tx is None else execute(replica, tx)
+    except PeerError:
+        return None  # its result code in the block says so
+
+
+def _end(replica: Replica, time_ms: int) -> tuple[Replica, Settled | None]:
+    period, settled = replica.period.end_block(time_ms)
+    if settled is None:
+        return dataclasses.replace(replica, period=period), None
+    return dataclasses.replace(replica, period=period, opening=opening_of(period), ticks=()), settled
+
+
+def _count_absences(replica: Replica, block: Block) -> tuple[Replica, tuple[tuple[str, int], ...]]:
+    """Lower the power of one validator that was long absent, and raise it again at its first vote.
+
+    One at a time: with two of 3f+1 lowered, f Byzantine ones could hold a third. Counted in blocks with news only,
+    because the counts are part of the app hash and would otherwise keep the chain awake while one agent is away.
+    """
+    before = dict(replica.absences)
+    absences = {who: before.get(who, 0) + 1 for who in block.absent}
+    demoted, powers = replica.demoted, []
+    if demoted and demoted in block.present:
+        powers.append((demoted, POWER))
+        demoted = ""
+    elif not demoted:
+        n = len(block.absent) + len(block.present)
+        longest = max(absences, key=lambda who: (absences[who], who), default="")
+        if longest and absences[longest] >= max(_DEMOTE_AFTER, 4 * n):
+            powers.append((longest, DEMOTED_POWER))
+            demoted = longest
+    kept = {**{who: count for who, count in before.items() if who not in block.present}, **absences}
+    return dataclasses.replace(replica, absences=tuple(sorted(kept.items())), demoted=demoted), tuple(powers)

@@ -1,0 +1,105 @@
+"""One agent's validator: the application's server and its CometBFT node, started, watched and stopped as one thing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from quorate.abci import config
+from quorate.abci.app import ServiceApp
+from quorate.abci.genesis import BindingSigner, Genesis, Member, make_identity
+from quorate.abci.node import Node, NodeExited
+from quorate.abci.server import Server, serve
+from quorate.errors import ConfigError
+from quorate.fsm import Service
+
+__all__ = ["Validator", "make_testnet"]
+
+
+class Validator:
+    """`async with Validator(app, home, binary, sockets) as validator: error = await validator.failed`
+
+    `home` holds CometBFT's config and data and may lie on a RAM disk; `sockets` is a short folder of this agent's own.
+    """
+
+    def __init__(self, app: ServiceApp, home: Path, binary: Path, sockets: Path) -> None:
+        self.app = app
+        self.node = Node(home, binary, sockets)
+        self.failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+        """Done when the application or CometBFT (with whatever exit code) failed; its result is the exception.
+
+        Nothing is restarted here: stop, and start both again. The state is durable, the node replays what is missing.
+        """
+        self._server: Server | None = None
+
+    async def start(self) -> None:
+        """Listen, then start the node. Returns before the node has caught up; see `node.status()`."""
+        self._server = await serve(self.app, self.node.abci_socket)
+        self._server.failed.add_done_callback(self._fail)
+        self.app.failed.add_done_callback(self._fail)
+        self.node.exited.add_done_callback(self._exited)
+        await self.node.start()
+        self.app.start(self.node.broadcast_tx)
+
+    async def stop(self) -> None:
+        """Stop the node, then the application, so that the node never sees its application fail."""
+        await self.node.stop()
+        if self._server is not None:
+            await self._server.close()
+        await self.app.stop()
+
+    async def __aenter__(self) -> Validator:
+        try:
+            await self.start()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    def _fail(self, source: asyncio.Future[Exception]) -> None:
+        if not source.cancelled() and not self.failed.done():
+            self.failed.set_result(source.result())
+
+    def _exited(self, source: asyncio.Future[NodeExited]) -> None:
+        """The node ends when its application fails; then the application's error is the one worth telling."""
+        cause = next(
+            (f.result() for f in (self._server and self._server.failed, self.app.failed) if f and f.done()), None
+        )
+        if not source.cancelled() and not self.failed.done():
+            self.failed.set_result(cause or source.result())
+
+
+def make_testnet(
+    homes: Sequence[Path],
+    *,
+    chain_id: str,
+    service: Service,
+    signers: Sequence[BindingSigner],
+    ports: Sequence[int],
+    config_hash: str = "",
+    settings: Mapping[str, str] | None = None,
+) -> Genesis:
+    """Write the home of each validator of a new chain on this machine (keys, genesis, config) and return the genesis.
+
+    The i-th signer is the agent of the i-th home, and its node listens on 127.0.0.1 at the i-th port. Keys that are
+    in a home already are kept. `settings` are CometBFT's, by "section.key".
+    """
+    if not len(homes) == len(signers) == len(ports) or not homes:
+        raise ConfigError(
+            f"{len(homes)} homes, {len(signers)} signers and {len(ports)} ports; expected as many of each, at least one"
+        )
+    identities = [make_identity(home) for home in homes]
+    members = [Member.bind(identity, chain_id, signer) for identity, signer in zip(identities, signers, strict=True)]
+    genesis = Genesis.create(chain_id, service, members, config_hash)
+    peers = [config.Peer(identity.node_id, port) for identity, port in zip(identities, ports, strict=True)]
+    for home, me in zip(homes, peers, strict=True):
+        genesis.save(home)
+        config.save(home, me, peers, settings)
+    return genesis
