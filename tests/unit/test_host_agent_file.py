@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,10 @@ from quorate.units import Address
 
 ME = Address("0x70997970C51812dc3A010C7d01b50e0d17dc79C8")
 
+AN_EVM = EvmSettings(
+    url="http://127.0.0.1:8545", chain_id=31337, safe=ME, governor=ME, token=ME, timelock=ME, registry=ME
+)
+
 
 def an_agent(home: Path) -> AgentFile:
     return AgentFile(
@@ -24,13 +28,13 @@ def an_agent(home: Path) -> AgentFile:
         me=ME,
         keystore=home / "keystore.json",
         chain_id="hello_world-1",
-        sockets=Path("/run/q-1/a1"),
+        socket_dir=Path("/run/q-1/a1"),
         comet_home=home / "comet",
         cometbft=Path("/opt/cometbft"),
         p2p_port=26656,
         events=home / "events.jsonl",
-        evidence=home / "evidence",
-        evm=EvmSettings(url="http://127.0.0.1:8545", chain_id=31337, safe=ME),
+        evidence_dir=home / "evidence",
+        evm=AN_EVM,
         config={"greeting": "hallo"},
     )
 
@@ -41,7 +45,7 @@ def changed(home: Path, **values: Any) -> Path:
     return home
 
 
-@pytest.mark.parametrize("evm", [EvmSettings(url="https://node.example", chain_id=1), None])
+@pytest.mark.parametrize("evm", [AN_EVM, None])
 def test_what_is_saved_is_loaded_again(tmp_path: Path, evm: EvmSettings | None) -> None:
     agent = replace(an_agent(tmp_path), evm=evm)
     agent.save()
@@ -66,11 +70,11 @@ def test_a_home_may_be_moved_because_its_own_paths_are_relative(tmp_path: Path) 
         ({"p2p_port": 70_000}, "p2p_port is 70000; expected 1 to 65535"),
         ({"p2p_port": True}, "p2p_port is True; expected int"),
         ({"chain_id": "x" * 51}, "1 to 50 bytes"),
-        ({"sockets": "/" + "long/" * 20}, "over 100 bytes"),
+        ({"socket_dir": "/" + "long/" * 20}, "over 100 bytes"),
         ({"passphrase": "x"}, "unknown field passphrase; known are .*keystore"),
-        ({"evm": {"url": "http://x", "chain_id": 1, "safe": "0x12"}}, "evm.safe is '0x12'"),
-        ({"evm": {"url": "ws://x", "chain_id": 1}}, "evm.url is 'ws://x'"),
-        ({"evm": {"chain_id": 1}}, "url is missing"),
+        ({"evm": {**asdict(AN_EVM), "safe": "0x12"}}, "evm.safe is '0x12'"),
+        ({"evm": {**asdict(AN_EVM), "url": "ws://x"}}, "url is 'ws://x'"),
+        ({"evm": {"chain_id": 1}}, "governor, .*, url is missing"),
         ({"evm": []}, r"evm is \[\]; expected a JSON object"),
         ({"config": []}, r"config is \[\]"),
     ],

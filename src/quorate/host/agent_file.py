@@ -36,11 +36,11 @@ class EvmSettings:
 
     url: str
     chain_id: int
-    safe: Address | None = None
-    governor: Address | None = None
-    token: Address | None = None
-    timelock: Address | None = None
-    registry: Address | None = None
+    safe: Address
+    governor: Address
+    token: Address
+    timelock: Address
+    registry: Address
 
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
@@ -48,8 +48,7 @@ class EvmSettings:
         if self.chain_id < 1:
             raise ConfigError(f"evm.chain_id is {self.chain_id}; expected a positive number")
         for name in ("safe", "governor", "token", "timelock", "registry"):
-            if (address := getattr(self, name)) is not None:
-                _check_address(f"evm.{name}", address)
+            _check_address(f"evm.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +65,7 @@ class AgentFile:
     keystore: Path
     chain_id: str
     """Of the service's own chain (CometBFT), the same for all its agents."""
-    sockets: Path
+    socket_dir: Path
     """A short folder of this agent's own for the two unix sockets between it and its node."""
     comet_home: Path
     cometbft: Path
@@ -75,7 +74,7 @@ class AgentFile:
     """Where this agent's node listens for the other agents' nodes."""
     events: Path
     """JSON lines of what happens (see quorate.localnet.events)."""
-    evidence: Path
+    evidence_dir: Path
     """Where the agent keeps the texts and receipts behind what was agreed on."""
     evm: EvmSettings | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -90,9 +89,9 @@ class AgentFile:
             raise ConfigError(f"chain_id {self.chain_id!r} has not 1 to {_MAX_CHAIN_ID} bytes")
         if not 0 < self.p2p_port < 65536:
             raise ConfigError(f"p2p_port is {self.p2p_port}; expected 1 to 65535")
-        if len(str(self.sockets).encode()) + _LONGEST_SOCKET_NAME > _MAX_SOCKET_PATH:
+        if len(str(self.socket_dir).encode()) + _LONGEST_SOCKET_NAME > _MAX_SOCKET_PATH:
             raise ConfigError(
-                f"sockets is {self.sockets}: with a socket's name that is over {_MAX_SOCKET_PATH} bytes",
+                f"socket_dir is {self.socket_dir}: with a socket's name that is over {_MAX_SOCKET_PATH} bytes",
                 fix="choose a folder with a shorter path",
             )
         _check_address("me", self.me)
@@ -129,7 +128,6 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "str": str,
     "Address": str,
     "int": int,
-    "Address | None": (str, type(None)),
     "Mapping[str, Any]": dict,
 }
 
