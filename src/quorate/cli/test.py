@@ -1,0 +1,100 @@
+"""`./quorate test`: pytest with the tools that the selected tests need."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from quorate.localnet.tools import Site, Tool, missing, toolbox
+
+__all__ = ["test"]
+
+_ALL = (Tool.COMETBFT, Tool.EVM, Tool.MODEL_ENV, Tool.MODELS)
+
+
+@click.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []}
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def test(arguments: tuple[str, ...]) -> None:
+    """Run the tests; sets up what the selected ones need.
+
+    ARGUMENTS are pytest's: `./quorate test -m "not integration"` runs in under a minute and downloads no tools.
+    """
+    site = Site.here()
+    chosen = _absolute(arguments)
+    os.chdir(site.root)
+    tools = toolbox(_needs(chosen, site), site=site)
+    ready = toolbox(_ready(site), site=site)  # a tool that is there is told, whether or not it was asked for
+    os.environ.update({**ready.environment(), **tools.environment()})
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "pytest", *chosen])  # noqa: S606  (becomes pytest: Ctrl-C and exit codes are its own)
+
+
+def _ready(site: Site) -> list[Tool]:
+    return [tool for tool in _ALL if not missing([tool], site=site)]
+
+
+def _needs(arguments: Sequence[str], site: Site) -> set[Tool]:
+    """The tools that the selected tests need. pytest is asked only if the answer can change something: it takes
+    seconds.
+    """
+    if not missing(_ALL, site=site):
+        return set(_ALL)
+    if _excludes_integration(arguments):
+        return set()
+    return _collected_needs(arguments)
+
+
+def _excludes_integration(arguments: Sequence[str]) -> bool:
+    """Whether `-m` says "not integration" and nothing else."""
+    joined = list(arguments)
+    given = [joined[i + 1] for i, a in enumerate(joined[:-1]) if a == "-m"] + [
+        a[2:].removeprefix("=") for a in joined if a.startswith("-m") and a != "-m"
+    ]
+    return given[-1:] == ["not integration"] or any(
+        a in ("--help", "-h", "--version", "--markers", "--fixtures") for a in joined
+    )
+
+
+def _collected_needs(arguments: Sequence[str]) -> set[Tool]:
+    """Let pytest collect with the user's own arguments, and read which tools the selection asks for (see
+    _selection.py).
+
+    If it cannot collect, nothing is set up: the real run then shows why.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "needs"
+        environment = {**os.environ, "QUORATE_NEEDS_FILE": str(answer)}
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "pytest",
+            "-p",
+            "quorate.cli._selection",
+            "--collect-only",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            *arguments,
+        ]
+        subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+        names = answer.read_text().split() if answer.exists() else []
+    return {Tool(name) for name in names}
+
+
+def _absolute(arguments: Sequence[str]) -> list[str]:
+    """Paths given from the user's folder hold from the project's root, too (`tests/x.py::test_y` as well)."""
+
+    def absolute(argument: str) -> str:
+        path, separator, rest = argument.partition("::")
+        is_path = not argument.startswith("-") and Path(path).exists()
+        return f"{Path(path).resolve()}{separator}{rest}" if is_path else argument
+
+    return [absolute(argument) for argument in arguments]
