@@ -17,6 +17,7 @@ A line is one object: `t` (seconds since 1970), `who` ("agent-1"), `kind`, and t
 | registered | operator, stake | an operator has registered and staked |
 | waiting | for | nothing can go on until that happens |
 | step | text | what the command that started the run does now |
+| down | | the process was killed on purpose |
 | error | message | what went wrong, and where |
 """
 
@@ -31,7 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Event", "EventWriter", "Tailer", "parse", "replay"]
+__all__ = ["Event", "EventWriter", "Tailer", "occurred", "parse", "replay"]
 
 _POLL_S = 0.05
 _HOLD_BACK_S = 0.1  # a line may be this late in its file and still come out in its place
@@ -125,12 +126,22 @@ def replay(path: Path) -> Iterator[Event]:
                 yield parse(line, path.stem)
 
 
+async def occurred(path: Path, kind: str, *, after: int = 0) -> Event:
+    """Wait for an event of this kind in the file, beyond its first `after` bytes; wait for ever if none comes."""
+    tail = _Tail(path, after)
+    while True:
+        for event in tail.new_events():
+            if event.kind == kind:
+                return event
+        await asyncio.sleep(_POLL_S)
+
+
 class _Tail:
     """The part of one file that was not read yet."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, offset: int = 0) -> None:
         self._path = path
-        self._offset = 0
+        self._offset = offset
 
     def new_events(self) -> list[Event]:
         try:

@@ -196,7 +196,7 @@ class Story:
         return [self._line(event, f"is registered with a stake of {event.get('stake')}", Tone.DONE)]
 
     def _waiting(self, event: Event) -> list[Line]:
-        reason = str(event.get("for"))
+        reason = ": ".join(str(event.get(name)) for name in ("for", "reason") if event.get(name))
         if reason == self.waiting:
             return []
         self.waiting = reason

@@ -1,0 +1,204 @@
+"""The agents of one service on this machine: their homes, their processes (each with its validator), their deaths.
+
+async with Supervisor(run.logs) as supervisor, agents(supervisor, run, root=root, service=..., ...) as quorum:
+    await quorum.kill("agent-2")
+    await quorum.start("agent-2")
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quorate.abci import make_testnet
+from quorate.chain.wallet import PASSPHRASE, Wallet
+from quorate.errors import ConfigError, SetupError
+from quorate.fsm import Service
+from quorate.host.agent_file import AgentFile, EvmSettings
+from quorate.loader import load_service
+from quorate.localnet.events import EventWriter, occurred
+from quorate.localnet.ports import held_ports
+from quorate.localnet.processes import Child, Supervisor
+from quorate.localnet.run_dir import RunDir
+from quorate.units import Address
+
+__all__ = ["READY_S", "Agents", "agents"]
+
+READY_S = 120.0  # 4 s on a free machine; open-aea's first import is most of it
+_LIGHT_SCRYPT_N = 2**12  # the passphrase has 256 random bits: there is nothing to guess, so opening may be fast
+
+
+@dataclass
+class Agents:
+    """The agents of one service, by name: `agent-1` and so on, in the order of their wallets."""
+
+    files: Mapping[str, AgentFile]
+    root: Path
+    _supervisor: Supervisor
+    _passphrase: str
+    _children: dict[str, Child] = field(default_factory=dict)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The name of each agent by its address, for the view."""
+        return {file.me: name for name, file in self.files.items()}
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """The agents' addresses, in the order of their names."""
+        return tuple(file.me for file in self.files.values())
+
+    @property
+    def event_files(self) -> tuple[Path, ...]:
+        """Where the agents tell what happens."""
+        return tuple(file.events for file in self.files.values())
+
+    def child(self, name: str) -> Child:
+        """The process of a started agent."""
+        return self._children[name]
+
+    async def start(self, *names: str, ready_s: float = READY_S) -> None:
+        """Start these agents (all, if none is named) and wait until each is ready.
+
+        An agent that was killed takes up its state where it left it. Raises `SetupError` if one is not ready in time.
+        """
+        chosen = names or tuple(self.files)
+        before = {name: _size(self.files[name].events) for name in chosen}
+        for name in chosen:
+            self._children[name] = await self._spawn(self.files[name])
+        async with asyncio.TaskGroup() as group:
+            for name in chosen:
+                group.create_task(self._ready(name, before[name], ready_s))
+
+    async def kill(self, *names: str) -> None:
+        """End these agents and their validators at once, as a power cut would; `start` brings them back."""
+        for name in names:
+            await self._children[name].kill()
+            writer = EventWriter(self.files[name].events, name)
+            writer.emit("down")
+            writer.close()
+
+    async def stop(self) -> None:
+        """End all agents in order, each with its validator, at the same time."""
+        await asyncio.gather(*(child.stop() for child in self._children.values()))
+
+    async def _spawn(self, file: AgentFile) -> Child:
+        return await self._supervisor.spawn(
+            file.name,
+            [sys.executable, "-P", "-m", "quorate.host", file.home],
+            env={PASSPHRASE: self._passphrase, "PYTHONPATH": f"{self.root / 'src'}:{self.root}"},
+            cwd=self.root,
+        )
+
+    async def _ready(self, name: str, after: int, ready_s: float) -> None:
+        try:
+            async with asyncio.timeout(ready_s):
+                await occurred(self.files[name].events, "ready", after=after)
+        except TimeoutError:
+            child = self._children[name]
+            lines = "".join(f"\n    {line}" for line in child.last_lines()) or " (none)"
+            raise SetupError(
+                f"{name} is not ready after {ready_s:.0f} s; its last lines:{lines}",
+                fix=f"its output is in {child.log}",
+            ) from None
+
+
+@asynccontextmanager
+async def agents(
+    supervisor: Supervisor,
+    run: RunDir,
+    *,
+    root: Path,
+    service: Path,
+    wallets: Sequence[Wallet],
+    cometbft: Path,
+    evm: EvmSettings | None = None,
+    config: Mapping[str, Any] | None = None,
+    node_settings: Mapping[str, str] | None = None,
+) -> AsyncIterator[Agents]:
+    """Make a chain for one agent a wallet, start them all, and stop them at the end of the block.
+
+    `service` is a folder below `root`, such as services/hello_world; `config` overrides its service.yaml, alike for
+    all; `node_settings` are CometBFT's by "section.key". Every call makes a new chain with new validator keys.
+    """
+    folder = _below(root, service)
+    passphrase = secrets.token_urlsafe(32)
+    with held_ports(len(wallets)) as ports:  # to the end: an agent that is started again needs its port again
+        files = _write_homes(run, root, folder, wallets, ports, cometbft, evm, config or {}, node_settings, passphrase)
+        quorum = Agents(files, root, supervisor, passphrase)
+        await quorum.start()
+        yield quorum
+        await quorum.stop()  # after an error the supervisor does it, and says so if one had ended by itself
+
+
+def _write_homes(
+    run: RunDir,
+    root: Path,
+    folder: Path,
+    wallets: Sequence[Wallet],
+    ports: Sequence[int],
+    cometbft: Path,
+    evm: EvmSettings | None,
+    config: Mapping[str, Any],
+    node_settings: Mapping[str, str] | None,
+    passphrase: str,
+) -> dict[str, AgentFile]:
+    service: Service = load_service(root / folder)
+    chain_id = (
+        f"{service.name[:40]}-{secrets.token_hex(3)}"  # new for each run: nothing signed in another one counts here
+    )
+    files = {}
+    for number, (wallet, port) in enumerate(zip(wallets, ports, strict=True), 1):
+        name = f"agent-{number}"
+        home = run.scratch / f"a{number}"
+        file = AgentFile(
+            home=home,
+            service=str(folder),
+            name=name,
+            me=wallet.address,
+            keystore=home / "keystore.json",
+            chain_id=chain_id,
+            socket_dir=home,
+            comet_home=home / "cometbft",
+            cometbft=cometbft.absolute(),
+            p2p_port=port,
+            events=run.events / f"{name}.jsonl",
+            evidence_dir=run.path / "evidence" / name,
+            evm=evm,
+            config=config,
+        )
+        file.save()
+        wallet.save_keystore(file.keystore, passphrase, scrypt_n=_LIGHT_SCRYPT_N)
+        file.evidence_dir.mkdir(parents=True)
+        file.comet_home.mkdir()
+        (file.comet_home / "node.log").symlink_to(run.logs / f"{name}-cometbft.log")  # a log stays, scratch does not
+        files[name] = file
+    make_testnet(
+        [file.comet_home for file in files.values()],
+        chain_id=chain_id,
+        service=service,
+        signers=wallets,
+        ports=ports,
+        settings=node_settings,
+    )
+    return files
+
+
+def _below(root: Path, service: Path) -> Path:
+    """`service` as a path from the root; each agent finds it there by itself."""
+    folder = (root / service).resolve()
+    if not folder.is_relative_to(root.resolve()):
+        raise ConfigError(
+            f"{folder} is not below {root}", fix="run a service of this project, such as services/hello_world"
+        )
+    return folder.relative_to(root.resolve())
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
