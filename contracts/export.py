@@ -1,7 +1,8 @@
 """Builds the contracts and writes their ABI and bytecode into the Python package, one JSON file a contract.
 
-The files are committed, so that nobody needs forge or solc to run Quorate; ``--check`` (in CI) fails if they differ from what the
-sources give. The build is deterministic: foundry.toml leaves metadata out of the bytecode, and ``third_party/evm`` pins the compiler.
+The files are committed, so that nobody needs forge or solc to run Quorate; ``--check`` (in CI) fails if they differ
+from what the sources give. The build is deterministic: foundry.toml leaves metadata out of the bytecode, and
+``third_party/evm`` pins the compiler.
 
     python contracts/export.py [--check] [--forge PATH]
 """

@@ -1,0 +1,1 @@
+"""This DAO: its deployment, its settings and the policies of its delegates."""

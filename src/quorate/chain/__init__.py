@@ -1,0 +1,66 @@
+"""EVM chains: a client, wallets, the agents' Safe, our contracts as types, and what a proposal's action would do."""
+
+from __future__ import annotations
+
+from quorate.chain.abi import Abi, UndecodableError, load_abi
+from quorate.chain.client import Block, Chain, Fees, Log, NonceTooLow, Receipt, Signed
+from quorate.chain.contracts import (
+    ABSTAIN,
+    AGAINST,
+    FOR,
+    Governor,
+    Model,
+    Operator,
+    OperatorRegistry,
+    Proposal,
+    ProposalState,
+    Support,
+    Tally,
+    Timelock,
+    Token,
+    VoteCast,
+    compute_proposal_id,
+)
+from quorate.chain.decode import Action, AddressBook, TokenUnit, decode_action, decode_actions
+from quorate.chain.revert import CallReverted
+from quorate.chain.safe import Execution, Safe, SafeTransaction
+from quorate.chain.wallet import Wallet, read_passphrase
+
+__all__ = [
+    "ABSTAIN",
+    "AGAINST",
+    "FOR",
+    "Abi",
+    "Action",
+    "AddressBook",
+    "Block",
+    "CallReverted",
+    "Chain",
+    "Execution",
+    "Fees",
+    "Governor",
+    "Log",
+    "Model",
+    "NonceTooLow",
+    "Operator",
+    "OperatorRegistry",
+    "Proposal",
+    "ProposalState",
+    "Receipt",
+    "Safe",
+    "SafeTransaction",
+    "Signed",
+    "Support",
+    "Tally",
+    "Timelock",
+    "Token",
+    "TokenUnit",
+    "UndecodableError",
+    "VoteCast",
+    "Wallet",
+    "compute_proposal_id",
+    "decode_action",
+    "decode_actions",
+    "load_abi",
+    "read_passphrase",
+]

@@ -1,0 +1,401 @@
+"""Our contracts as types: reads ask, writes build a `Call` that agents agree on and somebody sends.
+
+Amounts of tokens are in units of 1e-18; times are in seconds of the chain's clock. Each class names its source, which
+documents it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from quorate.chain.abi import Abi, load_abi
+from quorate.chain.client import At, Chain, Log
+from quorate.chain.revert import CallReverted
+from quorate.signatures import keccak
+from quorate.units import Address, Call, Hash, Wei
+
+__all__ = [
+    "ABSTAIN",
+    "AGAINST",
+    "FOR",
+    "Governor",
+    "Model",
+    "Operator",
+    "OperatorRegistry",
+    "Proposal",
+    "ProposalState",
+    "Support",
+    "Tally",
+    "Timelock",
+    "Token",
+    "VoteCast",
+    "compute_proposal_id",
+]
+
+_PAGE = 50  # operators a read: well under what nodes return at once
+
+Support = Literal[0, 1, 2]
+AGAINST: Support = 0
+FOR: Support = 1
+ABSTAIN: Support = 2
+
+ProposalState = Literal["Pending", "Active", "Canceled", "Defeated", "Succeeded", "Queued", "Expired", "Executed"]
+_STATES: tuple[ProposalState, ...] = (
+    "Pending",
+    "Active",
+    "Canceled",
+    "Defeated",
+    "Succeeded",
+    "Queued",
+    "Expired",
+    "Executed",
+)
+
+
+@dataclass(frozen=True)
+class Token:
+    """contracts/src/QuorateToken.sol: ERC-20 whose holders delegate their votes."""
+
+    chain: Chain
+    address: Address
+    abi = load_abi("QuorateToken")
+
+    async def balance_of(self, account: Address, *, block: At = "latest") -> Wei:
+        return Wei(await self.chain.read(self.address, self.abi, "balanceOf", account, block=block))
+
+    async def total_supply(self, *, block: At = "latest") -> Wei:
+        return Wei(await self.chain.read(self.address, self.abi, "totalSupply", block=block))
+
+    async def allowance(self, owner: Address, spender: Address) -> Wei:
+        return Wei(await self.chain.read(self.address, self.abi, "allowance", owner, spender))
+
+    async def delegate_of(self, account: Address) -> Address:
+        """Whom the account has delegated its votes to; the zero address if nobody."""
+        return Address(await self.chain.read(self.address, self.abi, "delegates", account))
+
+    async def votes_of(self, account: Address) -> Wei:
+        """Votes that are delegated to the account now."""
+        return Wei(await self.chain.read(self.address, self.abi, "getVotes", account))
+
+    async def past_votes_of(self, account: Address, at: int) -> Wei:
+        """Votes that were delegated to the account at a time that is past."""
+        return Wei(await self.chain.read(self.address, self.abi, "getPastVotes", account, at))
+
+    def transfer(self, to: Address, amount: Wei) -> Call:
+        return _call(self.address, self.abi.encode("transfer", to, amount))
+
+    def approve(self, spender: Address, amount: Wei) -> Call:
+        return _call(self.address, self.abi.encode("approve", spender, amount))
+
+    def delegate(self, to: Address) -> Call:
+        return _call(self.address, self.abi.encode("delegate", to))
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a proposal would do, in its order, and when it is voted on: after `start`, until `end`, by the votes held at
+    `start`.
+
+    `description` is its author's text. Bytes in it that are no UTF-8 read as U+FFFD; such a proposal can be voted on by
+    its id, but not queued or executed from here.
+    """
+
+    id: int
+    proposer: Address
+    targets: tuple[Address, ...]
+    values: tuple[Wei, ...]
+    calldatas: tuple[str, ...]
+    description: str
+    start: int
+    end: int
+    block: int
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        return tuple(Call(*parts) for parts in zip(self.targets, self.values, self.calldatas, strict=True))
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Votes so far."""
+
+    against: Wei
+    for_: Wei
+    abstain: Wei
+
+
+@dataclass(frozen=True)
+class VoteCast:
+    """One vote as the Governor recorded it."""
+
+    voter: Address
+    proposal_id: int
+    support: Support
+    weight: Wei
+    reason: str
+    block: int
+    transaction: Hash
+
+
+@dataclass(frozen=True)
+class Governor:
+    """contracts/src/QuorateGovernor.sol, or any OpenZeppelin Governor with these functions."""
+
+    chain: Chain
+    address: Address
+    abi = load_abi("QuorateGovernor")
+
+    async def proposals(self, from_block: int, to_block: int | None = None) -> tuple[Proposal, ...]:
+        """Every proposal made in these blocks, oldest first."""
+        logs = await self.chain.logs(
+            self.address, self.abi, "ProposalCreated", from_block=from_block, to_block=to_block
+        )
+        return tuple(_proposal(log) for log in logs)
+
+    async def state(self, proposal_id: int, *, block: At = "latest") -> ProposalState:
+        """Raises CallReverted (GovernorNonexistentProposal) if there is no such proposal."""
+        position: int = await self.chain.read(self.address, self.abi, "state", proposal_id, block=block)
+        return _STATES[position]
+
+    async def has_voted(self, proposal_id: int, account: Address, *, block: At = "latest") -> bool:
+        return bool(await self.chain.read(self.address, self.abi, "hasVoted", proposal_id, account, block=block))
+
+    async def votes(self, proposal_id: int) -> Tally:
+        return Tally(*await self.chain.read(self.address, self.abi, "proposalVotes", proposal_id))
+
+    async def votes_cast(
+        self, from_block: int, to_block: int | None = None, *, voter: Address | None = None
+    ) -> tuple[VoteCast, ...]:
+        """Every vote in these blocks, oldest first; of one voter, if told."""
+        topics = () if voter is None else (bytes.fromhex(voter[2:]).rjust(32, b"\0"),)
+        logs = await self.chain.logs(
+            self.address, self.abi, "VoteCast", from_block=from_block, to_block=to_block, topics=topics
+        )
+        return tuple(_vote(log) for log in logs)
+
+    async def weight_of(self, account: Address, at: int) -> Wei:
+        """Votes that the account had at a past time (a proposal's `start`)."""
+        return Wei(await self.chain.read(self.address, self.abi, "getVotes", account, at))
+
+    async def vote_quorum(self, at: int) -> Wei:
+        """Votes for or abstaining that a proposal with this `start` needs."""
+        return Wei(await self.chain.read(self.address, self.abi, "quorum", at))
+
+    async def clock(self) -> int:
+        """Seconds since 1970 by the chain."""
+        return int(await self.chain.read(self.address, self.abi, "clock"))
+
+    async def eta(self, proposal_id: int) -> int:
+        """When a queued proposal can be executed; 0 if it is not queued."""
+        return int(await self.chain.read(self.address, self.abi, "proposalEta", proposal_id))
+
+    async def voting_delay(self) -> int:
+        return int(await self.chain.read(self.address, self.abi, "votingDelay"))
+
+    async def voting_period(self) -> int:
+        return int(await self.chain.read(self.address, self.abi, "votingPeriod"))
+
+    async def proposal_threshold(self) -> Wei:
+        return Wei(await self.chain.read(self.address, self.abi, "proposalThreshold"))
+
+    async def token(self) -> Address:
+        return Address(await self.chain.read(self.address, self.abi, "token"))
+
+    async def timelock(self) -> Address:
+        return Address(await self.chain.read(self.address, self.abi, "timelock"))
+
+    def propose(self, calls: Sequence[Call], description: str) -> Call:
+        return _call(self.address, self.abi.encode("propose", *_columns(calls), description))
+
+    def cast_vote(self, proposal_id: int, support: Support) -> Call:
+        return _call(self.address, self.abi.encode("castVote", proposal_id, support))
+
+    def cast_vote_with_reason(self, proposal_id: int, support: Support, reason: str) -> Call:
+        return _call(self.address, self.abi.encode("castVoteWithReason", proposal_id, support, reason))
+
+    def queue(self, calls: Sequence[Call], description: str) -> Call:
+        return _call(self.address, self.abi.encode("queue", *_columns(calls), keccak(text=description)))
+
+    def execute(self, calls: Sequence[Call], description: str) -> Call:
+        return _call(self.address, self.abi.encode("execute", *_columns(calls), keccak(text=description)))
+
+
+@dataclass(frozen=True)
+class Timelock:
+    """OpenZeppelin's TimelockController: it holds the treasury and waits before it acts."""
+
+    chain: Chain
+    address: Address
+    abi = load_abi("TimelockController")
+
+    ADMIN = bytes(32)
+    PROPOSER = keccak(text="PROPOSER_ROLE")
+    CANCELLER = keccak(text="CANCELLER_ROLE")
+    EXECUTOR = keccak(text="EXECUTOR_ROLE")
+
+    async def min_delay(self) -> int:
+        """Seconds between queueing and executing."""
+        return int(await self.chain.read(self.address, self.abi, "getMinDelay"))
+
+    async def has_role(self, role: bytes, account: Address) -> bool:
+        return bool(await self.chain.read(self.address, self.abi, "hasRole", role, account))
+
+    def grant_role(self, role: bytes, account: Address) -> Call:
+        return _call(self.address, self.abi.encode("grantRole", role, account))
+
+    def revoke_role(self, role: bytes, account: Address) -> Call:
+        return _call(self.address, self.abi.encode("revokeRole", role, account))
+
+    def renounce_role(self, role: bytes, account: Address) -> Call:
+        """Only `account` itself can send this."""
+        return _call(self.address, self.abi.encode("renounceRole", role, account))
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that an operator says it serves; the hash is of the manifest of its files."""
+
+    name: str
+    manifest_hash: Hash
+
+
+@dataclass(frozen=True)
+class Operator:
+    """What the registry holds of an operator. Endpoint and model names are the operator's own text."""
+
+    account: Address
+    key: Address
+    endpoint: str
+    models: tuple[Model, ...]
+    stake: Wei
+    unbonding: Wei
+    withdrawable_at: int
+    paused: bool
+
+    def model(self, name: str) -> Model | None:
+        """The model of this name, if it serves one."""
+        return next((model for model in self.models if model.name == name), None)
+
+
+@dataclass(frozen=True)
+class OperatorRegistry:
+    """contracts/src/OperatorRegistry.sol: who serves models, and what they have at stake."""
+
+    chain: Chain
+    address: Address
+    abi = load_abi("OperatorRegistry")
+
+    async def operators(self, *, block: int | None = None) -> tuple[Operator, ...]:
+        """Every listed operator (registered, with the minimum stake), paused ones too, all read at one block."""
+        at = await self.chain.block_number() if block is None else block
+        found: list[Operator] = []
+        while True:
+            page = await self.chain.read(self.address, self.abi, "operators", len(found), _PAGE, block=at)
+            found += [_operator(raw) for raw in page]
+            if len(page) < _PAGE:
+                return tuple(found)
+
+    async def operator_of(self, account: Address, *, block: At = "latest") -> Operator | None:
+        """What is known of an operator, listed or not; None if it never registered."""
+        try:
+            return _operator(await self.chain.read(self.address, self.abi, "operatorOf", account, block=block))
+        except CallReverted as error:
+            if error.error == "NotRegistered":
+                return None
+            raise
+
+    async def operator_count(self) -> int:
+        return int(await self.chain.read(self.address, self.abi, "operatorCount"))
+
+    async def is_active(self, account: Address, *, block: At = "latest") -> bool:
+        """True while the operator is registered, staked and not paused."""
+        return bool(await self.chain.read(self.address, self.abi, "isActive", account, block=block))
+
+    async def account_of(self, key: Address) -> Address:
+        """The operator that the key signs or has signed for; the zero address if none."""
+        return Address(await self.chain.read(self.address, self.abi, "accountOf", key))
+
+    async def minimum_stake(self) -> Wei:
+        return Wei(await self.chain.read(self.address, self.abi, "minimumStake"))
+
+    async def unbonding_delay(self) -> int:
+        return int(await self.chain.read(self.address, self.abi, "unbondingDelay"))
+
+    async def token(self) -> Address:
+        return Address(await self.chain.read(self.address, self.abi, "token"))
+
+    def register(self, key: Address, endpoint: str, models: Sequence[Model]) -> Call:
+        return _call(self.address, self.abi.encode("register", key, endpoint, _structs(models)))
+
+    def update(self, key: Address, endpoint: str, models: Sequence[Model]) -> Call:
+        return _call(self.address, self.abi.encode("update", key, endpoint, _structs(models)))
+
+    def stake(self, amount: Wei) -> Call:
+        """The token must have been approved for the registry."""
+        return _call(self.address, self.abi.encode("stake", amount))
+
+    def start_unbonding(self, amount: Wei) -> Call:
+        return _call(self.address, self.abi.encode("startUnbonding", amount))
+
+    def withdraw(self) -> Call:
+        return _call(self.address, self.abi.encode("withdraw"))
+
+    def pause(self) -> Call:
+        return _call(self.address, self.abi.encode("pause"))
+
+    def unpause(self) -> Call:
+        return _call(self.address, self.abi.encode("unpause"))
+
+
+def compute_proposal_id(calls: Sequence[Call], description: str) -> int:
+    """The id that the Governor gives to a proposal of these calls with this description."""
+    abi = Abi([_HASH_PROPOSAL])
+    encoded = abi.encode("hashProposal", *_columns(calls), keccak(text=description))
+    return int.from_bytes(keccak(bytes.fromhex(encoded[10:])), "big")
+
+
+_HASH_PROPOSAL = {
+    "type": "function",
+    "name": "hashProposal",
+    "inputs": [{"type": kind} for kind in ("address[]", "uint256[]", "bytes[]", "bytes32")],
+}
+
+
+def _call(to: Address, data: str) -> Call:
+    return Call(to, Wei(0), data)
+
+
+def _columns(calls: Sequence[Call]) -> tuple[list[Address], list[Wei], list[str]]:
+    return [call.to for call in calls], [call.value for call in calls], [call.data for call in calls]
+
+
+def _structs(models: Sequence[Model]) -> list[tuple[str, Hash]]:
+    return [(model.name, model.manifest_hash) for model in models]
+
+
+def _proposal(log: Log) -> Proposal:
+    a = log.arguments
+    return Proposal(
+        id=a["proposalId"],
+        proposer=a["proposer"],
+        targets=a["targets"],
+        values=a["values"],
+        calldatas=tuple("0x" + data.hex() for data in a["calldatas"]),
+        description=a["description"],
+        start=a["voteStart"],
+        end=a["voteEnd"],
+        block=log.block,
+    )
+
+
+def _vote(log: Log) -> VoteCast:
+    a = log.arguments
+    return VoteCast(a["voter"], a["proposalId"], a["support"], a["weight"], a["reason"], log.block, log.transaction)
+
+
+def _operator(raw: tuple[Any, ...]) -> Operator:
+    account, key, endpoint, models, stake, unbonding, withdrawable_at, paused = raw
+    served = tuple(Model(name, Hash("0x" + manifest.hex())) for name, manifest in models)
+    return Operator(account, key, endpoint, served, Wei(stake), Wei(unbonding), withdrawable_at, paused)

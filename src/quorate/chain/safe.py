@@ -1,0 +1,246 @@
+"""The agents' common account: a Safe 1.4.1 whose threshold is their quorum.
+
+Only plain calls are made (no delegatecall), only with signatures of the owners' keys over the EIP-712 digest, which is
+computed here and not asked of a node. Which nonce a transaction takes is agreed first: two transactions of one nonce
+exclude each other, so a vote is cast once however often its signed transaction is sent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from eth_utils.address import to_checksum_address
+
+from quorate.chain.abi import Abi
+from quorate.chain.client import Chain
+from quorate.chain.wallet import Wallet
+from quorate.errors import ChainError
+from quorate.signatures import keccak, recover, typed_digest
+from quorate.units import Address, Call, Hash, Wei
+
+__all__ = ["SAFE_VERSION", "Execution", "Safe", "SafeTransaction", "compute_create2"]
+
+SAFE_VERSION = "1.4.1"
+ZERO = Address("0x" + "00" * 20)
+DETERMINISTIC_DEPLOYER = Address("0x4e59b44847b379578588920cA78FbF26c0B4956C")
+"""Deploys any code at an address that depends on the code alone; anvil has it, and nearly every chain."""
+
+_SENTINEL = Address("0x" + "00" * 19 + "01")
+_GUARD_SLOT = int.from_bytes(keccak(text="guard_manager.guard.address"), "big")
+_DOMAIN = "EIP712Domain(uint256 chainId,address verifyingContract)"
+_TYPE = (
+    "SafeTx(address to,uint256 value,bytes data,uint8 operation,uint256 safeTxGas,uint256 baseGas,uint256 gasPrice,"
+    "address gasToken,address refundReceiver,uint256 nonce)"
+)
+_CANONICAL = {  # where Safe deployed 1.4.1 on public chains
+    "Safe": Address("0x29fcB43b46531BcA003ddC8FCB67FFE91900C762"),  # the SafeL2 variant: it emits what it executes
+    "ProxyFactory": Address("0x4e1DCf7AD4e460CfD30791CCC4F9c8a4f820ec67"),
+    "CompatibilityFallbackHandler": Address("0xfd0732Dc9E303f09fCEf3a7388Ad10A83459Ec99"),
+}
+
+
+@dataclass(frozen=True)
+class SafeTransaction:
+    """A call that the Safe shall make under one of its nonces.
+
+    With `gas` 0 a call that fails takes the whole transaction back: the nonce stays free and nothing has happened. With
+    `gas` above 0 the call gets at least that much, and its failure uses the nonce up (an ExecutionFailure).
+    """
+
+    call: Call
+    nonce: int
+    gas: int = 0
+
+    def digest(self, chain_id: int, safe: Address) -> bytes:
+        """The 32 bytes that owners sign; they name the chain and the Safe, so a signature is of no use elsewhere."""
+        separator = keccak(keccak(text=_DOMAIN) + _word(chain_id) + _word(int(safe, 16)))
+        fields = (int(self.call.to, 16), self.call.value, None, 0, self.gas, 0, 0, 0, 0, self.nonce)
+        data_hash = keccak(hexstr=self.call.data)
+        return typed_digest(separator, _TYPE, *(data_hash if field is None else _word(field) for field in fields))
+
+
+@dataclass(frozen=True)
+class Execution:
+    """That the Safe has executed a transaction, where, and what came of the call in it."""
+
+    status: Literal["SUCCESS", "FAILURE"]
+    block: int
+    transaction: Hash
+
+
+@dataclass(frozen=True)
+class Safe:
+    """A Safe 1.4.1 at an address of a chain (contracts and ABI come with safe-eth-py)."""
+
+    chain: Chain
+    address: Address
+
+    @classmethod
+    async def deploy(
+        cls, chain: Chain, wallet: Wallet, owners: Sequence[Address], threshold: int, *, salt: int = 0
+    ) -> Safe:
+        """A new Safe, paid for by `wallet`; the Safe's own contracts too, where the chain does not have them.
+
+        Its address depends on owners, threshold and salt alone; if it is there already, it is checked and returned.
+        """
+        if not 0 < threshold <= len(set(owners)) == len(owners):
+            raise ValueError(
+                f"a threshold of {threshold} does not fit {len(set(owners))} different owners of {len(owners)}"
+            )
+        singleton = await _ensure(chain, wallet, "Safe")
+        factory = await _ensure(chain, wallet, "ProxyFactory")
+        handler = await _ensure(chain, wallet, "CompatibilityFallbackHandler")
+        setup = _abi("Safe").encode("setup", list(owners), threshold, ZERO, "0x", handler, ZERO, 0, ZERO)
+        safe = cls(chain, _proxy_address(factory, singleton, setup, salt))
+        if not await chain.code(safe.address):
+            create = _abi("ProxyFactory").encode("createProxyWithNonce", singleton, setup, salt)
+            await chain.wait(await chain.send(wallet, Call(factory, Wei(0), create)))
+        await safe.check(owners, threshold)
+        return safe
+
+    async def check(self, owners: Sequence[Address], threshold: int) -> None:
+        """Raises ChainError unless this is a Safe 1.4.1 with exactly these owners and threshold, no module and no
+        guard.
+
+        A module may act without signatures and a guard may stop every action: with either, the quorum would decide
+        nothing.
+        """
+        singleton = await self.chain.code(_address(await self.chain.storage(self.address, 0)))
+        if singleton != _runtime("Safe"):
+            raise ChainError(f"{self.address} on chain {self.chain.chain_id} is no Safe {SAFE_VERSION}")
+        modules, _ = await self.chain.read(self.address, _abi("Safe"), "getModulesPaginated", _SENTINEL, 10)
+        guard = _address(await self.chain.storage(self.address, _GUARD_SLOT))
+        found_owners, found_threshold = await self.owners(), await self.threshold()
+        if modules or guard != ZERO:
+            raise ChainError(f"the Safe {self.address} has modules {modules} and the guard {guard}; expected none")
+        if set(found_owners) != set(owners) or found_threshold != threshold:
+            found = f"{found_threshold} of {', '.join(found_owners)}"
+            raise ChainError(f"the Safe {self.address} needs {found}; expected {threshold} of {', '.join(owners)}")
+
+    async def nonce(self) -> int:
+        """The nonce that the next transaction must have."""
+        return int(await self.chain.read(self.address, _abi("Safe"), "nonce"))
+
+    async def owners(self) -> tuple[Address, ...]:
+        return tuple(await self.chain.read(self.address, _abi("Safe"), "getOwners"))
+
+    async def threshold(self) -> int:
+        return int(await self.chain.read(self.address, _abi("Safe"), "getThreshold"))
+
+    async def transaction_hash(self, transaction: SafeTransaction) -> bytes:
+        """What the contract itself computes as the digest; for checks only, `SafeTransaction.digest` needs no node."""
+        arguments = (*_arguments(transaction), transaction.nonce)
+        return bytes(await self.chain.read(self.address, _abi("Safe"), "getTransactionHash", *arguments))
+
+    def transaction(self, call: Call, nonce: int, *, gas: int = 0) -> SafeTransaction:
+        return SafeTransaction(call, nonce, gas)
+
+    def digest(self, transaction: SafeTransaction) -> bytes:
+        """What the owners sign for this Safe on this chain."""
+        return transaction.digest(self.chain.chain_id, self.address)
+
+    def execution(self, transaction: SafeTransaction, signatures: Mapping[Address, bytes]) -> Call:
+        """The call that anybody may send to execute the transaction. Give a threshold of signatures; each more costs
+        7.7 k gas.
+
+        Raises ValueError where a signature is not that owner's, so that a wrong one never costs gas.
+        """
+        digest = self.digest(transaction)
+        for owner, signature in signatures.items():
+            if (signer := recover(digest, signature)) != owner:
+                raise ValueError(f"the signature given as {owner}'s is {signer or 'no valid signature'}'s")
+        ordered = b"".join(signature for _, signature in sorted(signatures.items(), key=lambda item: int(item[0], 16)))
+        return Call(self.address, Wei(0), _abi("Safe").encode("execTransaction", *_arguments(transaction), ordered))
+
+    async def simulate(self, call: Call) -> bytes:
+        """What `call` would return if the Safe made it now; raises CallReverted with the called contract's own
+        reason.
+        """
+        return await self.chain.simulate(call, self.address)
+
+    async def outcome(self, digest: bytes, from_block: int, to_block: int | None = None) -> Execution | None:
+        """How the transaction with this digest ended within these blocks; None if it was not executed there.
+
+        If it is None and the nonce has moved on, another transaction has taken the nonce and this one can never be
+        executed.
+        """
+        for event, status in (("ExecutionSuccess", "SUCCESS"), ("ExecutionFailure", "FAILURE")):
+            logs = await self.chain.logs(
+                self.address, _abi("Safe"), event, from_block=from_block, to_block=to_block, topics=(digest,)
+            )
+            if logs:
+                return Execution(status, logs[-1].block, logs[-1].transaction)  # type: ignore[arg-type]  # one of the two above
+        return None
+
+
+def compute_create2(deployer: Address, salt: bytes, creation: bytes) -> Address:
+    """Where CREATE2 puts `creation` code (EIP-1014)."""
+    packed = b"\xff" + bytes.fromhex(deployer[2:]) + salt + keccak(creation)
+    return Address(to_checksum_address(keccak(packed)[12:]))
+
+
+async def _ensure(chain: Chain, wallet: Wallet, name: str) -> Address:
+    """Where the chain has this contract of Safe's, with exactly the expected code; deployed if it is nowhere."""
+    creation = _creation(name)
+    ours = compute_create2(DETERMINISTIC_DEPLOYER, bytes(32), creation)
+    for address in (_CANONICAL[name], ours):
+        if await chain.code(address) == _runtime(name):
+            return address
+    if not await chain.code(DETERMINISTIC_DEPLOYER):
+        fix = f"deploy the contract of EIP-1014 fame at {DETERMINISTIC_DEPLOYER} first, or Safe {SAFE_VERSION} itself"
+        raise ChainError(
+            f"chain {chain.chain_id} has neither Safe {SAFE_VERSION} nor a deterministic deployer", fix=fix
+        )
+    deployment = Call(DETERMINISTIC_DEPLOYER, Wei(0), "0x" + (bytes(32) + creation).hex())
+    await chain.wait(await chain.send(wallet, deployment))
+    if await chain.code(ours) != _runtime(name):
+        raise ChainError(f"{name} of Safe {SAFE_VERSION} did not arrive at {ours}")
+    return ours
+
+
+def _proxy_address(factory: Address, singleton: Address, setup: str, salt: int) -> Address:
+    salted = keccak(keccak(hexstr=setup) + _word(salt))
+    return compute_create2(factory, salted, _creation("Proxy") + _word(int(singleton, 16)))
+
+
+def _arguments(transaction: SafeTransaction) -> tuple[Address, Wei, str, int, int, int, int, Address, Address]:
+    call = transaction.call
+    return call.to, call.value, call.data, 0, transaction.gas, 0, 0, ZERO, ZERO
+
+
+@cache
+def _artifact(name: str) -> dict[str, object]:
+    """Read as a file: importing safe_eth's modules takes seconds and is needed for nothing else."""
+    spec = find_spec("safe_eth")
+    if spec is None or spec.origin is None:
+        raise ChainError("safe-eth-py, which carries Safe's contracts, is not installed")
+    folder = Path(spec.origin).parent / "eth/contracts/abis"
+    loaded: dict[str, object] = json.loads((folder / f"{name}_V1_4_1.json").read_text())
+    return loaded
+
+
+@cache
+def _abi(name: str) -> Abi:
+    return Abi(_artifact(name)["abi"])  # type: ignore[arg-type]  # Hardhat's artifact format
+
+
+def _creation(name: str) -> bytes:
+    return bytes.fromhex(str(_artifact(name)["bytecode"]).removeprefix("0x"))
+
+
+def _runtime(name: str) -> bytes:
+    return bytes.fromhex(str(_artifact(name)["deployedBytecode"]).removeprefix("0x"))
+
+
+def _address(word: bytes) -> Address:
+    return Address(to_checksum_address(word[-20:]))
+
+
+def _word(number: int) -> bytes:
+    return number.to_bytes(32, "big")
