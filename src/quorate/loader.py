@@ -57,7 +57,7 @@ def load_service(folder: Path | str) -> Service:
 
 
 def load_settings(service: Service, folder: Path | str, overrides: Mapping[str, Any] | None = None) -> Settings:
-    """What FOLDER/service.yaml sets, `overrides` put over its config; `ConfigError` names an unknown key or wrong type."""
+    """What FOLDER/service.yaml sets, `overrides` over its config; `ConfigError` names an unknown key or wrong type."""
     file = _existing(Path(folder).resolve(), "service.yaml")
     try:
         said = yaml.safe_load(file.read_text()) or {}

@@ -258,7 +258,7 @@ def _tuple_reader(args: tuple[Any, ...], inside: tuple[type, ...]) -> _Reader:
             return tuple(read_item(item, f"{at}[{i}]") for i, item in enumerate(plain))
 
         return read_any
-    readers = [_build(arg, inside) for arg in args if arg != ()]
+    readers = [_build(arg, inside) for arg in args]
 
     def read_fixed(plain: Any, at: str) -> Any:
         if type(plain) is not list or len(plain) != len(readers):

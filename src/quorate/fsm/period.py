@@ -164,7 +164,8 @@ class Period:
                     f"the stored state is of the service {written}; this is {running}",
                     fix="Run the version of the service that wrote it, or start a new chain.",
                 )
-            round = service.rounds[stored.round]
+            if (round := service.rounds.get(stored.round)) is None:
+                raise PeerError(f"{stored.round} is none of its rounds")
             state = codec.decode(service.state, stored.state.encode())
             pairs = [(sender, codec.decode(round.payload, payload.encode())) for sender, payload in stored.votes]
         except PeerError as error:  # no peer: our own disk

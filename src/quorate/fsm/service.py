@@ -112,8 +112,8 @@ class Service:
         if one.traits is None:
             return
         fields = get_type_hints(self.state)
-        for name, stored in {**one.traits.reads, **one.traits.stores(one.payload)}.items():
-            at = f"{one.name} ({one.where})"
+        at = f"{one.name} ({one.where})"
+        for name, stored in (*one.traits.reads.items(), *one.traits.stores(one.payload).items()):
             if name not in fields:
                 raise self._error(f"{at} uses the field {name!r}; {self.state.__name__} has {sorted(fields)}")
             if not _fits(fields[name], stored) and not (name in one.traits.reads and fields[name] is str):

@@ -9,6 +9,7 @@ from quorate.fsm import NO_MAJORITY, Context, Outcome, State, Votes, agree
 __all__ = ["pause"]
 
 REST_S = 10
+LIMIT_S = 3600    # only bounds how long a lost quorum goes unnoticed; the chain sleeps meanwhile
 
 
 def settle_pause(state: State, votes: Votes[int]) -> Outcome[Literal["DONE", "NO_MAJORITY"], State] | None:
@@ -21,8 +22,11 @@ def settle_pause(state: State, votes: Votes[int]) -> Outcome[Literal["DONE", "NO
     return Outcome(NO_MAJORITY, state) if votes.split() else None
 
 
-@agree(settle_pause, timeout_s=60)
+@agree(settle_pause, timeout_s=LIMIT_S)
 async def pause(ctx: Context, state: State) -> int:
-    """Rest for ``ctx.config.pause_s`` seconds (10 if there is no such setting), then name the period that is over."""
+    """Rest for ``ctx.config.pause_s`` seconds (10 if there is no such setting), then name the period that is over.
+
+    More than an hour ends in ROUND_TIMEOUT.
+    """
     await ctx.sleep(getattr(ctx.config, "pause_s", REST_S))
     return state.period
