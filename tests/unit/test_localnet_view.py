@@ -110,6 +110,11 @@ def test_a_round_whose_length_the_agent_does_not_know_is_measured_from_its_openi
     assert line.text == "DONE in 2.5 s"
 
 
+def test_a_round_is_called_as_its_function_is() -> None:
+    settled = event("settled", round="ReadProposalRound", event="DONE", sequence=1, height=1, ms=1)
+    assert texts(told(settled)) == ["read_proposal: DONE in 1 ms"]
+
+
 def test_a_late_event_of_an_earlier_round_does_not_turn_the_board_back() -> None:
     story = Story()
     story.add(event("round", sequence=2, period=0, round="second"))

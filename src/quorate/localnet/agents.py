@@ -28,8 +28,10 @@ from quorate.localnet.processes import Child, Supervisor
 from quorate.localnet.run_dir import RunDir
 from quorate.units import Address
 
-__all__ = ["READY_S", "Agents", "agents"]
+__all__ = ["HOST", "READY_S", "Agents", "agents"]
 
+HOST = ("-m", "quorate.host")
+"""What Python runs as an agent; its one argument is the agent's home."""
 READY_S = 120.0  # 4 s on a free machine; open-aea's first import is most of it
 _LIGHT_SCRYPT_N = 2**12  # the passphrase has 256 random bits: there is nothing to guess, so opening may be fast
 
@@ -42,6 +44,7 @@ class Agents:
     root: Path
     _supervisor: Supervisor
     _passphrase: str
+    _host: Sequence[str]
     _children: dict[str, Child] = field(default_factory=dict)
 
     @property
@@ -72,9 +75,9 @@ class Agents:
         before = {name: _size(self.files[name].events) for name in chosen}
         for name in chosen:
             self._children[name] = await self._spawn(self.files[name])
-        async with asyncio.TaskGroup() as group:
-            for name in chosen:
-                group.create_task(self._ready(name, before[name], ready_s))
+        deadline = asyncio.get_running_loop().time() + ready_s
+        for name in chosen:
+            await self._ready(name, before[name], deadline, ready_s)
 
     async def kill(self, *names: str) -> None:
         """End these agents and their validators at once, as a power cut would; `start` brings them back."""
@@ -91,14 +94,14 @@ class Agents:
     async def _spawn(self, file: AgentFile) -> Child:
         return await self._supervisor.spawn(
             file.name,
-            [sys.executable, "-P", "-m", "quorate.host", file.home],
+            [sys.executable, "-P", *self._host, file.home],
             env={PASSPHRASE: self._passphrase, "PYTHONPATH": f"{self.root / 'src'}:{self.root}"},
             cwd=self.root,
         )
 
-    async def _ready(self, name: str, after: int, ready_s: float) -> None:
+    async def _ready(self, name: str, after: int, deadline: float, ready_s: float) -> None:
         try:
-            async with asyncio.timeout(ready_s):
+            async with asyncio.timeout_at(deadline):
                 await occurred(self.files[name].events, "ready", after=after)
         except TimeoutError:
             child = self._children[name]
@@ -121,6 +124,7 @@ async def agents(
     evm: EvmSettings | None = None,
     config: Mapping[str, Any] | None = None,
     node_settings: Mapping[str, str] | None = None,
+    host: Sequence[str] = HOST,
 ) -> AsyncIterator[Agents]:
     """Make a chain for one agent a wallet, start them all, and stop them at the end of the block.
 
@@ -131,7 +135,7 @@ async def agents(
     passphrase = secrets.token_urlsafe(32)
     with held_ports(len(wallets)) as ports:  # to the end: an agent that is started again needs its port again
         files = _write_homes(run, root, folder, wallets, ports, cometbft, evm, config or {}, node_settings, passphrase)
-        quorum = Agents(files, root, supervisor, passphrase)
+        quorum = Agents(files, root, supervisor, passphrase, host)
         await quorum.start()
         yield quorum
         await quorum.stop()  # after an error the supervisor does it, and says so if one had ended by itself

@@ -16,7 +16,8 @@ A line is one object: `t` (seconds since 1970), `who` ("agent-1"), `kind`, and t
 | mined | tx, gas, block | the transaction is in a block |
 | registered | operator, stake | an operator has registered and staked |
 | waiting | for | nothing can go on until that happens |
-| step | text | what the command that started the run does now |
+| step | text, done, s | what the command that started the run does now, or has done in `s` seconds |
+| note | text | what else it has to say |
 | down | | the process was killed on purpose |
 | error | message | what went wrong, and where |
 """
@@ -91,14 +92,22 @@ class Tailer:
 
     def __init__(self) -> None:
         self._files: dict[Path, _Tail] = {}
+        self._folders: list[Path] = []
         self._pending: list[Event] = []
 
     def add(self, path: Path) -> None:
         """Follow this file, too, from its beginning."""
         self._files.setdefault(path, _Tail(path))
 
+    def add_folder(self, folder: Path) -> None:
+        """Follow every file in this folder whose name ends with .jsonl, also those that come later."""
+        self._folders.append(folder)
+
     def poll(self, now: float | None = None) -> list[Event]:
         """The events since the last call that are old enough for none before them to be outstanding."""
+        for folder in self._folders:
+            for path in sorted(folder.glob("*.jsonl")):
+                self.add(path)
         for tail in self._files.values():
             self._pending += tail.new_events()
         self._pending.sort(key=lambda event: event.t)

@@ -5,6 +5,7 @@ Four agents report the same round, transaction and model answer; the story tells
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -67,7 +68,8 @@ class Story:
         self.sequence = 0
         self.step = ""
         self.waiting = ""
-        self.round_ms: list[float] = []
+        self.round_ms: dict[str, list[float]] = {}
+        self.period = 0
         self.start: float | None = None
         self.now = 0.0
         self._rounds: dict[int, _Round] = {}
@@ -87,6 +89,7 @@ class Story:
             "waiting": self._waiting,
             "down": self._down,
             "step": self._step,
+            "note": self._note,
             "error": self._error,
         }
 
@@ -125,39 +128,43 @@ class Story:
         return [self._line(event, f"is ready{serves}", Tone.DONE)]
 
     def _round(self, event: Event) -> list[Line]:
-        sequence, name = int(event.get("sequence", 0)), str(event.get("round"))
+        sequence, name = int(event.get("sequence", 0)), _round_name(event)
         if sequence >= self.sequence:
-            self.sequence, self.round = sequence, name
+            self.sequence, self.round, self.period = sequence, name, int(event.get("period", 0))
         self._rounds.setdefault(sequence, _Round(name, event.t))
         if _is_agent(event.who):
             self._set(event, "waits for its turn" if not name else f"is in {name}", Tone.WORKING).round = name
         return []
 
     def _act(self, event: Event) -> list[Line]:
-        self._set(event, f"works on {event.get('round')}", Tone.WORKING)
+        self._set(event, f"works on {_round_name(event)}", Tone.WORKING)
         return []
 
     def _payload(self, event: Event) -> list[Line]:
-        took = duration(event.get("ms", 0))
-        self._set(event, f"has handed in its part of {event.get('round')} after {took}", Tone.DONE)
+        name, ms = (
+            _round_name(event),
+            event.get("ms", None),
+        )  # no ms: the part was done before the agent was started anew
+        took = "" if ms is None else duration(ms)
+        self._set(event, f"has handed in its part of {name}" + (f" after {took}" if took else ""), Tone.DONE)
         sequence = int(event.get("sequence", self.sequence))
-        part = f"{took} tx" if event.get("via") == "transaction" else took
-        self._rounds.setdefault(sequence, _Round(str(event.get("round")), event.t)).parts[event.who] = part
+        part = f"{took} tx".lstrip() if event.get("via") == "transaction" else took
+        self._rounds.setdefault(sequence, _Round(name, event.t)).parts.setdefault(event.who, part)
         return []
 
     def _settled(self, event: Event) -> list[Line]:
         sequence = int(event.get("sequence", 0))
-        round_ = self._rounds.setdefault(sequence, _Round(str(event.get("round")), event.t))
+        round_ = self._rounds.setdefault(sequence, _Round(_round_name(event), event.t))
         self.waiting = ""
         if round_.is_settled:
             return []
         round_.is_settled = True
         ms = event.get("ms", None)  # an agent that came late to the round does not know
         ms = 1000 * (event.t - round_.since) if ms is None else float(ms)
-        self.round_ms.append(ms)
+        self.round_ms.setdefault(round_.name, []).append(ms)
         parts = ", ".join(f"{_number(who)}: {part}" for who, part in sorted(round_.parts.items()))
         text = f"{event.get('event')} in {duration(ms)}" + (f" ({parts})" if parts else "")
-        line = Line(self.elapsed_s, str(event.get("round")), text, Tone.DONE)
+        line = Line(self.elapsed_s, round_.name, text, Tone.DONE)
         for old in [key for key in self._rounds if key < sequence - 16]:
             del self._rounds[old]
         return [line]
@@ -215,6 +222,9 @@ class Story:
         took = duration(1000 * float(event.get("s", 0)))
         return [Line(self.elapsed_s, event.who, f"{text} ({took})", Tone.DONE)]
 
+    def _note(self, event: Event) -> list[Line]:
+        return [self._line(event, str(event.get("text")))]
+
     def _error(self, event: Event) -> list[Line]:
         return [self._line(event, str(event.get("message")), Tone.BAD)]
 
@@ -248,6 +258,12 @@ def short(text: str) -> str:
     if text.startswith("0x") and len(text) > _SHOWN_HEX:
         return f"{text[:6]}…{text[-4:]}"
     return text
+
+
+def _round_name(event: Event) -> str:
+    """The round as its function is called: `read_proposal` for the specification's ReadProposalRound."""
+    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", str(event.get("round"))).lower()
+    return name.removesuffix("_round") or name
 
 
 def _number(who: str) -> str:
