@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quorate.chain.abi import Abi, UndecodableError, load_abi
+from quorate.chain.abi import Abi, UndecodableError, load_abi, selector_of
 from quorate.chain.client import Block, Chain, Fees, Log, NonceTooLow, Receipt, Signed
 from quorate.chain.contracts import (
     ABSTAIN,
@@ -21,7 +21,7 @@ from quorate.chain.contracts import (
     VoteCast,
     compute_proposal_id,
 )
-from quorate.chain.decode import Action, AddressBook, TokenUnit, decode_action, decode_actions
+from quorate.chain.decode import Action, AddressBook, Kind, TokenUnit, decode_action, decode_actions
 from quorate.chain.revert import CallReverted
 from quorate.chain.safe import Execution, Safe, SafeTransaction
 from quorate.chain.wallet import Wallet, read_passphrase
@@ -39,6 +39,7 @@ __all__ = [
     "Execution",
     "Fees",
     "Governor",
+    "Kind",
     "Log",
     "Model",
     "NonceTooLow",
@@ -63,4 +64,5 @@ __all__ = [
     "decode_actions",
     "load_abi",
     "read_passphrase",
+    "selector_of",
 ]

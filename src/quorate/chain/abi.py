@@ -25,7 +25,7 @@ from quorate.errors import ChainError
 from quorate.signatures import keccak
 from quorate.units import Address
 
-__all__ = ["Abi", "Event", "Fragment", "UndecodableError", "decode_exactly", "load_abi"]
+__all__ = ["Abi", "Event", "Fragment", "UndecodableError", "decode_exactly", "load_abi", "selector_of"]
 
 
 class UndecodableError(ChainError):
@@ -144,6 +144,11 @@ def load_abi(name: str) -> Abi:
     """The ABI and bytecode of one of our contracts, as ``contracts/export.py`` wrote them."""
     artifact = json.loads(files("quorate.chain").joinpath("artifacts", f"{name}.json").read_text())
     return Abi(artifact["abi"], artifact["bytecode"])
+
+
+def selector_of(signature: str) -> str:
+    """The first four bytes of a call of this function ("transfer(address,uint256)"), as 0x-hex."""
+    return "0x" + keccak(text=signature)[:4].hex()
 
 
 def decode_exactly(types: Sequence[str], encoded: bytes) -> tuple[Any, ...]:

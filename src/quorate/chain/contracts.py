@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, Literal
 
 from quorate.chain.abi import Abi, load_abi
 from quorate.chain.client import At, Chain, Log
 from quorate.chain.revert import CallReverted
+from quorate.errors import ChainError
 from quorate.signatures import keccak
 from quorate.units import Address, Call, Hash, Wei
 
@@ -41,17 +43,18 @@ AGAINST: Support = 0
 FOR: Support = 1
 ABSTAIN: Support = 2
 
-ProposalState = Literal["Pending", "Active", "Canceled", "Defeated", "Succeeded", "Queued", "Expired", "Executed"]
-_STATES: tuple[ProposalState, ...] = (
-    "Pending",
-    "Active",
-    "Canceled",
-    "Defeated",
-    "Succeeded",
-    "Queued",
-    "Expired",
-    "Executed",
-)
+
+class ProposalState(IntEnum):
+    """Where a proposal stands, as OpenZeppelin's Governor numbers it. Votes count while it is ACTIVE."""
+
+    PENDING = 0
+    ACTIVE = 1
+    CANCELED = 2
+    DEFEATED = 3
+    SUCCEEDED = 4
+    QUEUED = 5
+    EXPIRED = 6
+    EXECUTED = 7
 
 
 @dataclass(frozen=True)
@@ -147,17 +150,23 @@ class Governor:
     address: Address
     abi = load_abi("QuorateGovernor")
 
-    async def proposals(self, from_block: int, to_block: int | None = None) -> tuple[Proposal, ...]:
-        """Every proposal made in these blocks, oldest first."""
+    async def proposals(self, from_block: int = 0, to_block: int | None = None) -> tuple[Proposal, ...]:
+        """Every proposal made in these blocks, oldest first. Name the block of the deployment on a long chain."""
         logs = await self.chain.logs(
             self.address, self.abi, "ProposalCreated", from_block=from_block, to_block=to_block
         )
         return tuple(_proposal(log) for log in logs)
 
+    async def proposal(self, proposal_id: int, from_block: int = 0) -> Proposal:
+        """The proposal of this id; raises ChainError if none was made from `from_block` on."""
+        for proposal in await self.proposals(from_block):
+            if proposal.id == proposal_id:
+                return proposal
+        raise ChainError(f"the governor {self.address} has no proposal {proposal_id} from block {from_block} on")
+
     async def state(self, proposal_id: int, *, block: At = "latest") -> ProposalState:
         """Raises CallReverted (GovernorNonexistentProposal) if there is no such proposal."""
-        position: int = await self.chain.read(self.address, self.abi, "state", proposal_id, block=block)
-        return _STATES[position]
+        return ProposalState(await self.chain.read(self.address, self.abi, "state", proposal_id, block=block))
 
     async def has_voted(self, proposal_id: int, account: Address, *, block: At = "latest") -> bool:
         return bool(await self.chain.read(self.address, self.abi, "hasVoted", proposal_id, account, block=block))
@@ -166,7 +175,7 @@ class Governor:
         return Tally(*await self.chain.read(self.address, self.abi, "proposalVotes", proposal_id))
 
     async def votes_cast(
-        self, from_block: int, to_block: int | None = None, *, voter: Address | None = None
+        self, from_block: int = 0, to_block: int | None = None, *, voter: Address | None = None
     ) -> tuple[VoteCast, ...]:
         """Every vote in these blocks, oldest first; of one voter, if told."""
         topics = () if voter is None else (bytes.fromhex(voter[2:]).rjust(32, b"\0"),)

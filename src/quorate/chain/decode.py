@@ -78,21 +78,22 @@ class AddressBook:
 class Action:
     """One call that a proposal would make, decoded.
 
-    `function` is the signature ("transfer(address,uint256)"), a selector ("0x12345678") if it is unknown, empty for a
-    plain payment. `arguments` are (name, value) pairs: numbers in decimals, addresses checksummed, bytes as 0x-hex.
-    `text` is for people and prompts; decide on the other fields.
+    `function` is the signature ("transfer(address,uint256)"), the selector ("0x12345678") of an unknown one, empty for
+    a plain payment, None where it cannot be read. `arguments` are numbers, checksummed addresses and bytes as 0x-hex,
+    with their `names` beside them. `text` is for people and prompts; decide on the other fields.
     """
 
     kind: Kind
     target: Address
     value: Wei
-    function: str
-    arguments: tuple[tuple[str, str], ...]
+    function: str | None
+    names: tuple[str, ...]
+    arguments: tuple[str | int, ...]
     text: str
 
-    def argument(self, name: str) -> str:
+    def argument(self, name: str) -> str | int:
         """The argument of this name; raises KeyError if there is none."""
-        return dict(self.arguments)[name]
+        return dict(zip(self.names, self.arguments, strict=True))[name]
 
     @property
     def amount(self) -> int:
@@ -135,8 +136,7 @@ def _decode(target: Address, value: Wei, calldata: str, book: AddressBook, depth
     text = _words(fragment.name, target, named, book, depth)
     if value:
         text += f", with a payment of {_coins(value, book)}"
-    shown = tuple((name, _shown(item)) for name, item in named.items())
-    return Action(kind, target, value, fragment.signature, shown, text)
+    return Action(kind, target, value, fragment.signature, fragment.names, tuple(map(_agreeable, values)), text)
 
 
 def _words(name: str, target: Address, a: dict[str, Any], book: AddressBook, depth: int) -> str:
@@ -198,9 +198,9 @@ def _words(name: str, target: Address, a: dict[str, Any], book: AddressBook, dep
 
 def _payment(target: Address, value: Wei, book: AddressBook) -> Action:
     if not value:
-        return Action("empty_call", target, value, "", (), f"call {book.show(target)} with nothing")
+        return Action("empty_call", target, value, "", (), (), f"call {book.show(target)} with nothing")
     text = f"send {_coins(value, book)} from {book.payer} to {book.show(target)}"
-    return Action("native_transfer", target, value, "", (("to", target), ("amount", str(value))), text)
+    return Action("native_transfer", target, value, "", ("to", "amount"), (target, value), text)
 
 
 def _unknown(target: Address, value: Wei, data: bytes, book: AddressBook) -> Action:
@@ -208,15 +208,14 @@ def _unknown(target: Address, value: Wei, data: bytes, book: AddressBook) -> Act
     text = f"call the unknown function {selector} of {book.show(target)} with {len(data) - 4} bytes of arguments"
     if value:
         text += f" and a payment of {_coins(value, book)}"
-    return Action("unknown_function", target, value, selector, (), text)
+    return Action("unknown_function", target, value, selector, (), (), text)
 
 
 def _undecodable(target: Address, value: Wei, function: str, book: AddressBook, reason: str) -> Action:
     what = f"{function} of {book.show(target)}" if function else book.show(target)
     paying = f" with a payment of {_coins(value, book)}" if value else ""
-    return Action(
-        "undecodable", target, value, function, (), f"call {what}{paying} in a way that cannot be read: {reason}"
-    )
+    text = f"call {what}{paying} in a way that cannot be read: {reason}"
+    return Action("undecodable", target, value, None, (), (), text)
 
 
 def _coins(value: int, book: AddressBook) -> str:
@@ -234,8 +233,9 @@ def _role(role: bytes) -> str:
     return _ROLES.get(role, "0x" + role.hex())
 
 
-def _shown(value: Any) -> str:
-    return "0x" + value.hex() if isinstance(value, bytes) else str(value)
+def _agreeable(value: str | int | bytes) -> str | int:
+    """Bytes as 0x-hex: agreed state holds no bytes."""
+    return "0x" + value.hex() if isinstance(value, bytes) else value
 
 
 def _function(text: str) -> Fragment:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
 from eth_utils.address import to_checksum_address
 
@@ -64,14 +63,24 @@ class SafeTransaction:
         data_hash = keccak(hexstr=self.call.data)
         return typed_digest(separator, _TYPE, *(data_hash if field is None else _word(field) for field in fields))
 
+    def execution(self, safe: Address, signatures: Mapping[Address, bytes]) -> Call:
+        """The call that anybody may send to execute this; the signatures are put in the order that Safe wants,
+        unchecked.
+
+        Give a threshold of signatures; each more costs 7.7 k gas.
+        """
+        ordered = b"".join(signature for _, signature in sorted(signatures.items(), key=lambda item: int(item[0], 16)))
+        return Call(safe, Wei(0), _abi("Safe").encode("execTransaction", *_arguments(self), ordered))
+
 
 @dataclass(frozen=True)
 class Execution:
-    """That the Safe has executed a transaction, where, and what came of the call in it."""
+    """That the Safe has executed a transaction: by which transaction of the chain, and whether its call succeeded."""
 
-    status: Literal["SUCCESS", "FAILURE"]
+    tx: Hash
     block: int
-    transaction: Hash
+    gas: int
+    success: bool
 
 
 @dataclass(frozen=True)
@@ -146,8 +155,7 @@ class Safe:
         return transaction.digest(self.chain.chain_id, self.address)
 
     def execution(self, transaction: SafeTransaction, signatures: Mapping[Address, bytes]) -> Call:
-        """The call that anybody may send to execute the transaction. Give a threshold of signatures; each more costs
-        7.7 k gas.
+        """The call that anybody may send to execute the transaction, with a threshold of signatures.
 
         Raises ValueError where a signature is not that owner's, so that a wrong one never costs gas.
         """
@@ -155,8 +163,7 @@ class Safe:
         for owner, signature in signatures.items():
             if (signer := recover(digest, signature)) != owner:
                 raise ValueError(f"the signature given as {owner}'s is {signer or 'no valid signature'}'s")
-        ordered = b"".join(signature for _, signature in sorted(signatures.items(), key=lambda item: int(item[0], 16)))
-        return Call(self.address, Wei(0), _abi("Safe").encode("execTransaction", *_arguments(transaction), ordered))
+        return transaction.execution(self.address, signatures)
 
     async def simulate(self, call: Call) -> bytes:
         """What `call` would return if the Safe made it now; raises CallReverted with the called contract's own
@@ -164,18 +171,19 @@ class Safe:
         """
         return await self.chain.simulate(call, self.address)
 
-    async def outcome(self, digest: bytes, from_block: int, to_block: int | None = None) -> Execution | None:
+    async def outcome(self, digest: bytes | Hash, from_block: int = 0, to_block: int | None = None) -> Execution | None:
         """How the transaction with this digest ended within these blocks; None if it was not executed there.
 
-        If it is None and the nonce has moved on, another transaction has taken the nonce and this one can never be
-        executed.
+        If it is None and the nonce has moved on, another transaction took the nonce and this one can never be executed.
         """
-        for event, status in (("ExecutionSuccess", "SUCCESS"), ("ExecutionFailure", "FAILURE")):
+        topic = bytes.fromhex(digest[2:]) if isinstance(digest, str) else digest
+        for event in ("ExecutionSuccess", "ExecutionFailure"):
             logs = await self.chain.logs(
-                self.address, _abi("Safe"), event, from_block=from_block, to_block=to_block, topics=(digest,)
+                self.address, _abi("Safe"), event, from_block=from_block, to_block=to_block, topics=(topic,)
             )
-            if logs:
-                return Execution(status, logs[-1].block, logs[-1].transaction)  # type: ignore[arg-type]  # one of the two above
+            receipt = await self.chain.receipt(logs[-1].transaction) if logs else None
+            if receipt is not None:  # a reorg between the two questions makes it open again
+                return Execution(receipt.transaction, receipt.block, receipt.gas_used, event == "ExecutionSuccess")
         return None
 
 
