@@ -33,8 +33,7 @@ _INT_DIGITS = 310  # a sign and the digits of 2**1024; checked before conversion
 
 def encode(value: Any) -> bytes:
     """The canonical JSON of `value`: tuples as lists, dataclasses by field. Raises `ServiceError` for anything else."""
-    text = json.dumps(_plain(value, "value"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return text.encode()
+    return _ENCODER.encode(_plain(value, "value")).encode()
 
 
 def decode(hint: Any, data: bytes) -> Any:
@@ -46,7 +45,8 @@ def decode(hint: Any, data: bytes) -> Any:
         if (canonical := encode(value)) != data:
             raise _Unfit(f"not canonical: the same value is written {_shown(canonical)}")
     except (_Unfit, ServiceError) as error:
-        raise PeerError(f"{_shown(data)} is no {_name(hint)}: {error}", evidence=data) from error
+        why = _shown(str(error).encode())
+        raise PeerError(f"{_shown(data)} is no {_name(hint)}: {why}", evidence=data) from error
     return value
 
 
@@ -125,13 +125,7 @@ def _text(value: str, at: str, error: type[Exception]) -> str:
 
 def _parse(data: bytes) -> Any:
     try:
-        return json.loads(
-            data.decode(),
-            parse_float=_refuse_float,
-            parse_constant=_refuse_float,
-            parse_int=_parse_int,
-            object_pairs_hook=_parse_object,
-        )
+        return _DECODER.decode(data.decode())
     except RecursionError as error:  # no type that we read is that deep: it is unfit, however deep our own stack is
         raise _Unfit("nested too deeply") from error
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
@@ -153,6 +147,12 @@ def _parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         raise _Unfit(f"a key appears twice among {sorted(key for key, _ in pairs)}")
     return result
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+_DECODER = json.JSONDecoder(
+    parse_float=_refuse_float, parse_constant=_refuse_float, parse_int=_parse_int, object_pairs_hook=_parse_object
+)
 
 
 @functools.cache
@@ -330,9 +330,10 @@ def _name(hint: Any) -> str:
 
 
 def _json(plain: Any) -> str:
-    return _shown(json.dumps(plain).encode())
+    return _shown(json.dumps(plain).encode(), 80)
 
 
-def _shown(data: bytes) -> str:
+def _shown(data: bytes, limit: int = 200) -> str:
+    """Enough of a peer's bytes to recognise them; it may have sent a log file's worth."""
     text = data.decode(errors="backslashreplace")
-    return text if len(text) <= 120 else f"{text[:120]}... ({len(data)} bytes)"
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(data)} bytes)"

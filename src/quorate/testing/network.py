@@ -137,7 +137,7 @@ class Network:
         self._context = context
         self._random = random.Random(seed)  # noqa: S311  # the seed is the point
         self._pending: list[tuple[int, Address, int, bytes]] = []
-        self._blocks: list[Block] = []
+        self._missed: list[Block] = []  # since the first agent went down: a restart replays from here
         self._is_hot = True
         self._last_block_ms = EPOCH_MS
         genesis = Period.start(service, self.agents)
@@ -199,8 +199,10 @@ class Network:
             raise ServiceError(f"{back.address} is not down")
         back.period = Period.decode(self.service, back.disk)
         self.crashed.remove(back.address)
-        for block in self._blocks[back.height :]:
+        for block in self._missed[len(self._missed) - (self.height - back.height) :]:
             self._apply(back, block)
+        if not self.crashed:
+            self._missed.clear()
         self._compare()
 
     def lie(self, agent: Address | int, lie: Lie | None) -> None:
@@ -227,11 +229,10 @@ class Network:
 
         def is_there() -> bool:
             now = self.period
-            ended = [(one.round_name, one.event) for one in self.rounds[since:]]
             return (
                 (round is None or now.round.name == _name(round))
                 and (period is None or now.state.period >= period)
-                and (settled is None or (_name(settled[0]), settled[1]) in ended)
+                and (settled is None or self._has_settled(since, *settled))
                 and (when is None or when(self))
             )
 
@@ -244,6 +245,9 @@ class Network:
             self.clock.advance(next_ms)
             if self._block_ms() == next_ms:
                 self._make_block()
+
+    def _has_settled(self, since: int, round: AnyRound | str, event: str) -> bool:
+        return any((one.round_name, one.event) == (_name(round), event) for one in self.rounds[since:])
 
     def _agent(self, agent: Address | int) -> _Agent:
         return self._agents[self.agents[agent] if isinstance(agent, int) else agent]
@@ -321,7 +325,8 @@ class Network:
         before = self.period.digest()
         self.height += 1
         self._last_block_ms = block.time_ms
-        self._blocks.append(block)
+        if self.crashed:
+            self._missed.append(block)
         settled = [self._apply(agent, block) for agent in self._live()]
         self.rounds += [one for one in settled[:1] if one is not None]
         self._is_hot = self.period.digest() != before
