@@ -26,7 +26,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from quorate.errors import QuorateError, SetupError
 from quorate.localnet._guard import MARKS, Tracked, kill_all, processes_of, start_time
@@ -267,12 +267,17 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     Raises KeyboardInterrupt after Ctrl-C and SystemExit(128 + signal) after the others. A second signal does not wait:
     the process exits, and the guard ends what is left.
     """
-    return asyncio.run(_cancelled_by_signals(main))
-
-
-async def _cancelled_by_signals(main: Coroutine[Any, Any, T]) -> T:
-    task = asyncio.ensure_future(main)
     received: list[signal.Signals] = []
+    try:
+        return asyncio.run(_cancelled_by_signals(main, received))
+    except asyncio.CancelledError:
+        if not received:
+            raise
+    raise KeyboardInterrupt if received[0] == signal.SIGINT else SystemExit(128 + received[0])
+
+
+async def _cancelled_by_signals(main: Coroutine[Any, Any, T], received: list[signal.Signals]) -> T:
+    task = asyncio.ensure_future(main)
 
     def cancel(number: signal.Signals) -> None:
         if received:
@@ -283,18 +288,7 @@ async def _cancelled_by_signals(main: Coroutine[Any, Any, T]) -> T:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, cancel, number)
-    try:
-        return await task
-    except asyncio.CancelledError:
-        if received:
-            _end_by(received[0])
-        raise
-
-
-def _end_by(number: signal.Signals) -> NoReturn:
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    raise SystemExit(128 + number)
+    return await task
 
 
 async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
