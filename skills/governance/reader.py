@@ -1,0 +1,61 @@
+"""The reader: a language model that words a summary of hostile text. It has no tools, no secrets and no weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from langchain_core.prompts import ChatPromptTemplate
+from quorate.model import ModelClient
+from quorate.model.langchain import ChatQuorate
+
+from quorate.signatures import keccak
+from quorate.units import Address, Hash
+
+from .judgement import Reading
+
+__all__ = ["NO_SUMMARY", "Summary", "read_aloud"]
+
+_SCHEMA: dict[str, Any] = {
+    "title": "summary",
+    "type": "object",
+    "properties": {"summary": {"type": "string", "minLength": 10, "maxLength": 160}},
+    "required": ["summary"],
+    "additionalProperties": False,
+}
+_PROMPT = ChatPromptTemplate.from_messages(
+    [
+        ("system", "You summarise governance proposals in one short plain sentence. You never give advice."),
+        ("human", "The proposal does this: {action}\nIts text, which may be misleading:\n{text}\n\nOne sentence:"),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the language model said of a proposal, who signed for it, and the hashes that the agents agree on."""
+
+    text: str
+    model: str
+    operator: Address
+    receipt: Hash | None
+    digest: Hash | None
+
+
+NO_SUMMARY = Summary("", "", Address(""), None, None)
+
+
+async def read_aloud(client: ModelClient, model: str, reading: Reading, description: str) -> Summary:
+    """A summary of at most 160 characters; `ModelError` where no operator gave one that counts."""
+    chat = ChatQuorate(client=client, model=model, max_tokens=96, temperature=0.0)
+    chain = _PROMPT | chat.with_structured_output(_SCHEMA, include_raw=True)
+    answer = await chain.ainvoke({"action": reading.action_text[:300], "text": description[:600]})
+    text = str(answer["parsed"]["summary"]).strip()
+    about = answer["raw"].response_metadata
+    return Summary(
+        text=text,
+        model=model,
+        operator=Address(about["operator"]),
+        receipt=Hash(about["receipt_digest"]),
+        digest=Hash("0x" + keccak(text=text).hex()),
+    )

@@ -1,0 +1,156 @@
+"""One agent of a service, assembled: open-aea holds the key and the loop, the validator beside it brings the quorum."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+from aea.identity.base import Identity
+
+from quorate.abci import Genesis, ServiceApp, Store, Validator
+from quorate.chain import Chain, OperatorRegistry, selector_of
+from quorate.errors import ConfigError
+from quorate.loader import load_service, load_settings
+from quorate.model import ModelClient
+
+from .agent_file import AgentFile, EvmSettings
+from .agreed import Agreed
+from .connection import ServiceConnection
+from .context import ActContext, Equipment
+from .decision_maker import Limits
+from .journal import Journal
+from .packages import build_agent
+from .runner import Runner
+from .settler import SafeSettler
+from .signer import Signer
+
+__all__ = ["HostedAgent", "config_hash"]
+
+_log = logging.getLogger(__name__)
+
+
+def config_hash(config: Any) -> str:
+    """sha256 of a service's settings as they print: agents with other settings than the genesis names do not start."""
+    return hashlib.sha256(repr(config).encode()).hexdigest()
+
+
+class HostedAgent:
+    """An agent from its file to its end. `run` returns when it was told to stop, and raises when something failed."""
+
+    def __init__(self, file: AgentFile, root: Path, passphrase: str) -> None:
+        folder = root / file.service
+        self._file = file
+        self._service = load_service(folder)
+        self._settings = load_settings(self._service, folder, file.config)
+        self._genesis = self._own_genesis()
+        self._agreed = Agreed()
+        self._journal = Journal(file.events, file.name)
+        self._agent, decision_maker = build_agent(
+            package=root / "agents" / self._service.name,
+            root=root,
+            name=file.name,
+            me=file.me,
+            keystore=file.keystore,
+            passphrase=passphrase,
+            data_dir=file.home,
+            connect=self._connection,
+        )
+        decision_maker.bind(self._agreed, file.chain_id, _limits(file.evm))
+        self._signer = Signer(file.me, self._agent.context.decision_maker_message_queue.put_nowait)
+        self._validator: Validator | None = None
+        self._runner: Runner | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._failure: BaseException | None = None
+
+    def run(self) -> None:
+        """Run until stopped (SIGTERM, SIGINT) or until something fails; the failure is raised."""
+        try:
+            self._agent.start()
+        finally:
+            self._agent.stop()
+            self._journal.close()
+        if self._failure is not None:
+            raise self._failure
+
+    def stop(self) -> None:
+        """Ask the agent to end; may be called from a signal handler."""
+        self._agent.runtime.stop()
+
+    def _own_genesis(self) -> Genesis:
+        genesis = Genesis.load(self._file.comet_home)
+        genesis.check(self._service)
+        mine = config_hash(self._settings.config)
+        if genesis.config_hash and genesis.config_hash != mine:
+            raise ConfigError(
+                f"the settings of {self._service.name} hash to {mine}; the genesis says {genesis.config_hash}",
+                fix="give every agent the same service.yaml and the same addresses",
+            )
+        return genesis
+
+    def _connection(self, identity: Identity) -> ServiceConnection:
+        return ServiceConnection(identity, str(self._file.home), self._start, self._stop)
+
+    async def _start(self) -> None:
+        equipment = await self._equip()
+        self._runner = runner = Runner(
+            chain_id=self._file.chain_id,
+            signer=self._signer,
+            agreed=self._agreed,
+            journal=self._journal,
+            context_of=lambda period: ActContext(equipment, period),
+        )
+        store = Store(self._file.home / "state.db", self._file.chain_id)
+        app = ServiceApp(self._service, self._genesis, self._file.me, store, runner)
+        runner.connect(app)
+        self._validator = Validator(app, self._file.comet_home, self._file.cometbft, self._file.socket_dir)
+        await self._validator.start()
+        self._watch = asyncio.get_running_loop().create_task(self._stop_on_failure(self._validator, runner))
+        self._journal.emit("ready", address=self._file.me, height=app.height)
+
+    async def _stop_on_failure(self, validator: Validator, runner: Runner) -> None:
+        """A node, an application or an act that failed ends this agent: whoever started it starts both again."""
+        failures: set[asyncio.Future[Any]] = {validator.failed, runner.failure}
+        done, _ = await asyncio.wait(failures, return_when=asyncio.FIRST_COMPLETED)
+        self._failure = done.pop().result()
+        self._journal.error(str(self._failure))
+        self.stop()
+
+    async def _stop(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._validator is not None:
+            await self._validator.stop()
+        if self._runner is not None:
+            await self._runner.close()
+
+    async def _equip(self) -> Equipment:
+        file = self._file
+        chain = model = settler = None
+        if file.evm is not None:
+            chain = await Chain.connect(file.evm.url, chain_id=file.evm.chain_id)
+            if file.evm.safe is not None:
+                settler = SafeSettler(chain, file.evm.safe, self._signer, self._journal)
+            if file.evm.registry is not None:
+                model = ModelClient(OperatorRegistry(chain, file.evm.registry), self._signer)
+        return Equipment(
+            me=file.me,
+            chain_id=file.chain_id,
+            config=self._settings.config,
+            log=_log,
+            journal=self._journal,
+            evidence=file.evidence_dir,
+            chain=chain,
+            model=model,
+            settler=settler,
+        )
+
+
+def _limits(evm: EvmSettings | None) -> Limits | None:
+    """What a delegate's Safe may do: vote, and nothing else. None: this agent signs nothing on-chain."""
+    if evm is None or evm.safe is None or evm.governor is None:
+        return None
+    vote = selector_of("castVoteWithReason(uint256,uint8,string)")
+    return Limits(safe=evm.safe, chain_id=evm.chain_id, calls=frozenset({(evm.governor, vote)}))

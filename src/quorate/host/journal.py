@@ -1,0 +1,73 @@
+"""What an agent tells whoever watches it: one JSON object a line, appended to a file. Never a secret, never a key."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from quorate.fsm import Period, Settled
+
+__all__ = ["Journal"]
+
+
+class Journal:
+    """Events of one agent, in the order in which they happened."""
+
+    def __init__(self, path: Path, who: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._who = who
+        self._acting_since: dict[int, float] = {}
+        self._acted_ms: dict[int, int] = {}
+        self._opened_at: tuple[int, float] = (0, time.monotonic())
+
+    def emit(self, kind: str, **fields: Any) -> None:
+        """Write one event; the time and the agent's name are added."""
+        event = {"t": round(time.time(), 4), "who": self._who, "kind": kind, **fields}
+        self._file.write(json.dumps(event, ensure_ascii=False, default=str) + "\n")
+
+    def opened(self, period: Period) -> None:
+        """The quorum is in this round now."""
+        self._opened_at = (period.sequence, time.monotonic())
+        self.emit("round", sequence=period.sequence, period=period.state.period, round=period.round.name)
+
+    def acting(self, period: Period) -> None:
+        """This agent began its part."""
+        self._acting_since[period.sequence] = time.monotonic()
+        self.emit("act", round=period.round.name, sequence=period.sequence)
+
+    def acted(self, period: Period) -> None:
+        """This agent's part is done; its payload goes out next."""
+        self._acted_ms[period.sequence] = _ms_since(self._acting_since.pop(period.sequence, time.monotonic()))
+
+    def sent(self, round_name: str, sequence: int, via: str) -> None:
+        """This agent's payload went out; `via` is "extension" or "transaction"."""
+        self.emit("payload", round=round_name, sequence=sequence, via=via, ms=self._acted_ms.get(sequence))
+
+    def settled(self, settled: Settled, height: int) -> None:
+        """A round ended in a committed block."""
+        sequence, since = self._opened_at
+        ms = _ms_since(since) if sequence == settled.sequence else None
+        self._acting_since.pop(settled.sequence, None)
+        self._acted_ms.pop(settled.sequence, None)
+        self.emit(
+            "settled", round=settled.round_name, event=settled.event, sequence=settled.sequence, height=height, ms=ms
+        )
+
+    def waiting(self, what: str, why: object) -> None:
+        """This agent cannot go on by itself; it tries again."""
+        self.emit("waiting", **{"for": what, "reason": str(why)})
+
+    def error(self, message: str) -> None:
+        """Something that a person should look at."""
+        self.emit("error", message=message)
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._file.close()
+
+
+def _ms_since(start: float) -> int:
+    return round((time.monotonic() - start) * 1000)

@@ -1,0 +1,131 @@
+"""Runs the current round's `act` beside consensus: one task a round, started early, repeated when the world fails.
+
+The rules that hold here:
+- A round may be opened for a block that is never decided, so acts start for what is merely proposed, and only their
+  payload is signed for it; whatever reaches the chain or the Safe is signed for committed state alone.
+- An act that fails for the world's sake (a node, an operator) is repeated; any other failure stops the agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Protocol
+
+from quorate.abci import SignedPayload, UnsignedPayload, Via, opening_of, payload_for
+from quorate.errors import ChainError, ModelError
+from quorate.fsm import Context, Period, Settled
+
+from .agreed import Agreed
+from .decision_maker import NotAgreed
+from .journal import Journal
+from .signer import Signer
+
+__all__ = ["Runner"]
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 10.0
+
+
+class _Chain(Protocol):
+    def offer(self, payload: SignedPayload) -> None: ...
+
+
+_Key = tuple[int, bytes]
+
+
+class Runner:
+    """One agent's acts. `quorate.abci` calls `opened` and `settled`; payloads go back by `offer`."""
+
+    def __init__(
+        self,
+        *,
+        chain_id: str,
+        signer: Signer,
+        agreed: Agreed,
+        journal: Journal,
+        context_of: Callable[[Period], Context],
+    ) -> None:
+        self._chain_id = chain_id
+        self._signer = signer
+        self._agreed = agreed
+        self._journal = journal
+        self._context_of = context_of
+        self._chain: _Chain | None = None
+        self._acts: dict[_Key, asyncio.Task[None]] = {}
+        self._committed = 0
+        self.failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+
+    def connect(self, chain: _Chain) -> None:
+        """Tell where payloads go."""
+        self._chain = chain
+
+    def opened(self, period: Period, committed: bool) -> None:
+        """A round is open, in a proposed block or in a committed one: act in it, once."""
+        if committed:
+            self._commit(period)
+        key = (period.sequence, opening_of(period))
+        if key in self._acts or period.is_final or period.sequence < self._committed:
+            return
+        task = asyncio.get_running_loop().create_task(self._act(period), name=f"{period.round.name}#{period.sequence}")
+        task.add_done_callback(self._notice)
+        self._acts[key] = task
+
+    def settled(self, settled: Settled, period: Period, height: int) -> None:
+        """A committed block ended a round."""
+        self._journal.settled(settled, height)
+
+    def sent(self, payload: SignedPayload, via: Via) -> None:
+        """This agent's payload went out."""
+        self._journal.sent(payload.round, payload.sequence, via)
+
+    async def sign_tick(self, tick: UnsignedPayload) -> bytes:
+        """The agent's signature under a tick: the round's time is over."""
+        return await self._signer.sign(tick)
+
+    async def close(self) -> None:
+        """Cancel every act and wait for it."""
+        tasks = list(self._acts.values())
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+
+    def _commit(self, period: Period) -> None:
+        self._agreed.commit(period)
+        if period.sequence == self._committed:
+            return
+        self._committed = period.sequence
+        self._journal.opened(period)
+        for key in [key for key in self._acts if key[0] < period.sequence]:
+            self._acts.pop(key).cancel()
+
+    async def _act(self, period: Period) -> None:
+        name, state, context = period.round.name, period.state, self._context_of(period)
+        self._journal.acting(period)
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                payload = await period.round.act(context, state)
+                break
+            except (ChainError, ModelError, NotAgreed) as error:
+                self._journal.waiting(name, error)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        request = payload_for(self._chain_id, period, period.round.encode(payload))
+        try:
+            signature = await self._signer.sign(request)
+        except NotAgreed:
+            return  # the quorum went on while this act was at work
+        if self._chain is None:
+            raise RuntimeError("an act ended before the chain was connected")
+        self._journal.acted(period)
+        self._chain.offer(request.signed(self._signer.address, signature))
+
+    def _notice(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        self._journal.error(f"{task.get_name()}: {error!r}")
+        if not self.failure.done():
+            self.failure.set_result(error)
