@@ -104,6 +104,18 @@ def test_waiting_is_over_when_a_round_settles_and_may_be_told_again_then() -> No
     assert len(told(waiting, settled, waiting)) == 3
 
 
+def test_too_few_agents_are_waited_for_and_enough_go_on() -> None:
+    story = Story()
+    for name in AGENTS:
+        story.add(event("ready", name))
+    assert texts(story.add(event("down", "agent-4"))) == ["agent-4: is down"]
+    assert story.waiting == "", "three of four are a quorum"
+    assert texts(story.add(event("down", "agent-3")))[1:] == ["waiting: 2 of 4 agents answer; 3 are needed"]
+    assert story.waiting
+    story.add(event("ready", "agent-4"))
+    assert story.waiting == ""
+
+
 def test_a_round_whose_length_the_agent_does_not_know_is_measured_from_its_opening() -> None:
     opened = event("round", t=10.0, sequence=1, period=0, round="judge")
     (line,) = told(opened, event("settled", t=12.5, round="judge", event="DONE", sequence=1, height=1, ms=None))

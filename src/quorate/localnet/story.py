@@ -122,7 +122,7 @@ class Story:
         was_down = event.who in self.agents and self.agents[event.who].tone is Tone.BAD
         if _is_agent(event.who):
             self._set(event, "is ready", Tone.DONE)
-            return [self._line(event, "is back", Tone.DONE)] if was_down else []
+            return [self._line(event, "is back", Tone.DONE), *self._quorum()] if was_down else []
         models = event.get("models", ())
         serves = f" and serves {', '.join(map(str, models))}" if models else ""
         return [self._line(event, f"is ready{serves}", Tone.DONE)]
@@ -211,7 +211,17 @@ class Story:
 
     def _down(self, event: Event) -> list[Line]:
         self._set(event, "is down", Tone.BAD)
-        return [self._line(event, "is down", Tone.BAD)]
+        return [self._line(event, "is down", Tone.BAD), *self._quorum()]
+
+    def _quorum(self) -> list[Line]:
+        """Whether enough agents are left to go on: more than two thirds."""
+        up = sum(agent.tone is not Tone.BAD for agent in self.agents.values())
+        needed = 2 * len(self.agents) // 3 + 1
+        if up >= needed:
+            self.waiting = ""
+            return []
+        self.waiting = f"{up} of {len(self.agents)} agents answer; {needed} are needed"
+        return [Line(self.elapsed_s, "waiting", self.waiting, Tone.WAITING)]
 
     def _step(self, event: Event) -> list[Line]:
         text = str(event.get("text"))
