@@ -1,8 +1,10 @@
 """A service's own chain: an ABCI 2.0 server (usable alone), the application of a service, its CometBFT node.
 
-genesis = make_testnet(homes, chain_id="hello-1", service=service, signers=wallets, ports=ports)      # once, for all agents
+# once, for all agents
+genesis = make_testnet(homes, chain_id="hello-1", service=service, signers=wallets, ports=ports)
 
-store = Store(home / "app.db", genesis.chain_id)                                               # in each agent
+# in each agent
+store = Store(home / "app.db", genesis.chain_id)
 app = ServiceApp(service, genesis, me, store, agent)
 async with Validator(app, home, binary, sockets) as validator:
     error = await validator.failed

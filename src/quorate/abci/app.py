@@ -128,7 +128,7 @@ class ServiceApp(Application):
         return self._is_asleep
 
     def start(self, broadcast: Callable[[bytes], Awaitable[Broadcast]]) -> None:
-        """Begin to act: in a sleeping chain nobody else would. `broadcast` gives a transaction to the node's mempool."""
+        """Begin to act: in a sleeping chain nobody else would. `broadcast` gives the node's mempool a transaction."""
         self._broadcast = broadcast
         if self._replica.height:  # else InitChain comes first
             self._announce_when_quiet()

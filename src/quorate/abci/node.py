@@ -110,9 +110,7 @@ class Node:
     async def stop(self) -> None:
         """End the process (TERM, then KILL) and wait until it is gone. May be called twice."""
         self._is_stopping = True
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self.close_client()
         if self._process is not None and self._process.returncode is None:
             self._process.terminate()
             try:
@@ -122,6 +120,12 @@ class Node:
         if self._watch is not None:
             await self._watch
         self.rpc_socket.unlink(missing_ok=True)
+
+    async def close_client(self) -> None:
+        """Drop the connection to the RPC; a later question opens a new one."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
 
     async def status(self) -> Status:
         """Where the node is now; `NodeUnreachable` where it does not answer."""
@@ -135,6 +139,11 @@ class Node:
             text = f"{error.get('message', '')}: {error.get('data', '')}"
             return Broadcast(0 if "already exists in cache" in text else 1, text)
         return Broadcast(answer["result"]["code"], answer["result"]["log"])
+
+    async def peers(self) -> frozenset[str]:
+        """The ids of the nodes that this one is connected with."""
+        found = (await self._ask("net_info", {}))["result"]["peers"]
+        return frozenset(peer["node_info"]["id"] for peer in found)
 
     async def block(self, height: int) -> dict[str, Any]:
         """The decided block of `height`, as the RPC's JSON has it."""

@@ -1,0 +1,201 @@
+"""One agent as a process: `python -m tests.chain_of_agents.agent FOLDER`; FOLDER/agent.json says what it is.
+
+It writes what happens as JSON lines to FOLDER/events.jsonl and ends with code 3 where its chain failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quorate.abci import (
+    Genesis,
+    ServiceApp,
+    SignedPayload,
+    Store,
+    UnsignedPayload,
+    Validator,
+    Via,
+    opening_of,
+    payload_for,
+)
+from quorate.abci.pb.tendermint.abci import types_pb2 as pb
+from quorate.fsm import Period, Settled
+from tests.chain_of_agents.keys import Key, keys
+from tests.chain_of_agents.services import ALL
+
+__all__ = ["AgentFile"]
+
+
+@dataclass(frozen=True)
+class AgentFile:
+    """agent.json"""
+
+    service: str
+    index: int
+    n: int
+    binary: str
+    sockets: str
+    act_s: float = 0
+    until: int = 10**9
+    """No act in rounds after this one."""
+    crash_in: str = ""
+    """Where the process kills itself, once: finalize, before_save, after_save."""
+    crash_at: int = 0
+    """... and at which height."""
+    misdeed: str = ""
+    """What a faulty validator does: garbage_proposal, stale_proposal, omission, junk_extension, raises."""
+    uses_extensions: bool = True
+
+
+class Journal:
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", buffering=1)
+
+    def write(self, kind: str, **fields: Any) -> None:
+        self._file.write(json.dumps({"t": time.time(), "kind": kind, **fields}) + "\n")
+
+
+class Config:
+    """What the acts of the test services read."""
+
+    def __init__(self, file: AgentFile, folder: Path) -> None:
+        self.act_s = file.act_s
+        self._allowed = folder.parent / "allowed"
+
+    def allowed(self) -> int:
+        return int(self._allowed.read_text() or 0) if self._allowed.exists() else 0
+
+
+class Context:
+    def __init__(self, me: str, config: Config) -> None:
+        self.me, self.config, self.log = me, config, None
+
+    async def beacon(self) -> int:
+        return 0
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+class SimpleAgent:
+    """Runs the act of each opening once, and signs with its key."""
+
+    def __init__(self, key: Key, context: Context, journal: Journal, until: int, chain_id: str) -> None:
+        self.key, self.context, self.journal, self.until, self.chain_id = key, context, journal, until, chain_id
+        self.app: ServiceApp | None = None
+        self.acts: dict[bytes, asyncio.Task[None]] = {}
+
+    def opened(self, period: Period, committed: bool) -> None:
+        opening = opening_of(period)
+        if opening in self.acts or period.sequence > self.until:
+            return
+        for old in [key for key, task in self.acts.items() if task.done()][:-8]:
+            del self.acts[old]
+        self.acts[opening] = asyncio.get_running_loop().create_task(self._act(period))
+
+    async def _act(self, period: Period) -> None:
+        value = await period.round.act(self.context, period.state)
+        unsigned = payload_for(self.chain_id, period, period.round.encode(value))
+        assert self.app is not None
+        self.journal.write("ready", sequence=period.sequence)
+        self.app.offer(unsigned.signed(self.key.address, self.key.sign_digest(unsigned.digest())))
+
+    def settled(self, settled: Settled, period: Period, height: int) -> None:
+        assert self.app is not None
+        self.journal.write(
+            "settled",
+            sequence=settled.sequence,
+            round=settled.round_name,
+            event=settled.event,
+            height=height,
+            digest=period.digest().hex(),
+        )
+
+    def sent(self, payload: SignedPayload, via: Via) -> None:
+        self.journal.write("sent", sequence=payload.sequence, via=via, payload=payload.encode().hex())
+
+    async def sign_tick(self, tick: UnsignedPayload) -> bytes:
+        self.journal.write("tick", sequence=tick.sequence)
+        return self.key.sign_digest(tick.digest())
+
+
+class FaultyApp(ServiceApp):
+    """The application, with a fault at a chosen point."""
+
+    file: AgentFile
+    folder: Path
+    journal: Journal
+
+    def _crash(self, point: str, height: int) -> None:
+        marker = self.folder / "crashed"
+        if (self.file.crash_in, self.file.crash_at) == (point, height) and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    async def finalize_block(self, request: pb.RequestFinalizeBlock) -> pb.ResponseFinalizeBlock:
+        self._crash("finalize", request.height)
+        answer = await super().finalize_block(request)
+        if self.file.misdeed == "raises" and request.height == self.file.crash_at:
+            raise RuntimeError("the application was told to fail")
+        return answer
+
+    async def commit(self, request: pb.RequestCommit) -> pb.ResponseCommit:
+        self._crash("before_save", self.height + 1)
+        answer = await super().commit(request)
+        self._crash("after_save", self.height)
+        self.journal.write("commit", height=self.height, app_hash=self.app_hash.hex(), asleep=self.is_asleep)
+        return answer
+
+    async def prepare_proposal(self, request: pb.RequestPrepareProposal) -> pb.ResponsePrepareProposal:
+        answer = await super().prepare_proposal(request)
+        if self.file.misdeed == "garbage_proposal":
+            return pb.ResponsePrepareProposal(txs=[b"\x01" + os.urandom(300)])
+        if self.file.misdeed == "omission":
+            return pb.ResponsePrepareProposal(txs=[tx for tx in answer.txs if tx[0] != 1])
+        if self.file.misdeed == "stale_proposal":
+            self.seen = [*getattr(self, "seen", []), *answer.txs][-20:]
+            return pb.ResponsePrepareProposal(txs=self.seen[:1])
+        return answer
+
+    async def extend_vote(self, request: pb.RequestExtendVote) -> pb.ResponseExtendVote:
+        if self.file.misdeed == "junk_extension":
+            return pb.ResponseExtendVote(vote_extension=os.urandom(300))
+        if not self.file.uses_extensions:
+            return pb.ResponseExtendVote()
+        return await super().extend_vote(request)
+
+
+async def _run(folder: Path) -> int:
+    file = AgentFile(**json.loads((folder / "agent.json").read_text()))
+    journal = Journal(folder / "events.jsonl")
+    key = keys(file.n)[file.index]
+    genesis = Genesis.load(folder)
+    agent = SimpleAgent(key, Context(key.address, Config(file, folder)), journal, file.until, genesis.chain_id)
+    app = FaultyApp(ALL[file.service], genesis, key.address, Store(folder / "app.db", genesis.chain_id), agent)
+    app.file, app.folder, app.journal, agent.app = file, folder, journal, app
+    stopped = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+    journal.write("loaded", height=app.height, sequence=app.period.sequence, pid=os.getpid())
+    async with Validator(app, folder, Path(file.binary), Path(file.sockets)) as validator:
+        journal.write("started", node=validator.node.pid)
+        validator.failed.add_done_callback(lambda _: stopped.set())
+        await stopped.wait()
+        if validator.failed.done():
+            journal.write("failed", error=repr(validator.failed.result()))
+            return 3
+    return 0
+
+
+if __name__ == "__main__":
+    import logging
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    sys.exit(asyncio.run(_run(Path(sys.argv[1]))))

@@ -1,0 +1,29 @@
+"""Ethereum keys of test agents: the same at every run."""
+
+from __future__ import annotations
+
+from coincurve import PrivateKey
+from eth_utils.address import to_checksum_address
+
+from quorate.signatures import keccak
+from quorate.units import Address
+
+__all__ = ["Key", "keys"]
+
+
+class Key:
+    """The key that `name` hashes to."""
+
+    def __init__(self, name: str) -> None:
+        self._key = PrivateKey(keccak(text=name))
+        public = self._key.public_key.format(compressed=False)[1:]
+        self.address = Address(to_checksum_address(keccak(public)[12:]))
+
+    def sign_digest(self, digest: bytes) -> bytes:
+        signature: bytes = self._key.sign_recoverable(digest, hasher=None)
+        return signature[:64] + bytes([signature[64] + 27])
+
+
+def keys(n: int) -> list[Key]:
+    """The keys of agents 0 to n - 1, in the order of their addresses (as the members of a chain are)."""
+    return sorted((Key(f"agent {index}") for index in range(n)), key=lambda key: key.address)

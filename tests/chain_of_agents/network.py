@@ -1,0 +1,201 @@
+"""Starts, kills and watches the agents of one chain from outside. Everything lies in one folder on the RAM disk."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from quorate.abci import Node, make_testnet
+from tests.chain_of_agents.agent import AgentFile
+from tests.chain_of_agents.keys import keys
+from tests.chain_of_agents.services import ALL
+
+__all__ = ["ChainOfAgents", "free_ports"]
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def free_ports(n: int) -> list[int]:
+    """Ports that were free a moment ago, each another one."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+class ChainOfAgents:
+    """`async with ChainOfAgents("counting", 4) as chain: chain.start(); ...`; all processes are gone afterwards."""
+
+    def __init__(self, service: str, n: int = 4, *, settings: dict[str, str] | None = None, **options: Any) -> None:
+        """`options` are fields of `AgentFile`, for all agents; `configure` changes one agent's."""
+        ram = Path("/dev/shm")  # noqa: S108  (a RAM disk: pauses of a shared disk stall rounds for 0.7 s)
+        self.folder = Path(tempfile.mkdtemp(prefix="qt", dir=ram if os.access(ram, os.W_OK) else None))
+        self.n = n
+        self.service = ALL[service]
+        self.chain_id = f"{service}-{self.folder.name[-6:]}"
+        self.homes = [self.folder / f"a{index}" for index in range(n)]
+        self.keys = keys(n)
+        self.genesis = make_testnet(
+            self.homes,
+            chain_id=self.chain_id,
+            service=self.service,
+            signers=self.keys,
+            ports=free_ports(n),
+            settings=settings,
+        )
+        self.files = [
+            AgentFile(service, index, n, os.environ["QUORATE_COMETBFT"], str(self.folder / f"s{index}"), **options)
+            for index in range(n)
+        ]
+        self.processes: dict[int, subprocess.Popen[bytes]] = {}
+
+    async def __aenter__(self) -> ChainOfAgents:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+        if error is not None:
+            print(self.report())
+        shutil.rmtree(self.folder)
+
+    def configure(self, index: int, **options: Any) -> None:
+        """Change one agent's file; it holds from its next start on."""
+        self.files[index] = AgentFile(**{**asdict(self.files[index]), **options})
+
+    def start(self, *indexes: int) -> None:
+        """Start these agents, or all."""
+        for index in indexes or range(self.n):
+            home, file = self.homes[index], self.files[index]
+            Path(file.sockets).mkdir(exist_ok=True)
+            (home / "agent.json").write_text(json.dumps(asdict(file)))
+            with (home / "agent.log").open("ab") as log:
+                self.processes[index] = subprocess.Popen(
+                    [sys.executable, "-m", "tests.chain_of_agents.agent", str(home)],
+                    cwd=_ROOT,
+                    env={**os.environ, "PYTHONPATH": f"{_ROOT / 'src'}:{_ROOT}"},
+                    stdout=log,
+                    stderr=log,
+                )
+
+    async def kill(self, *indexes: int) -> None:
+        """kill -9 these agents, and see that each took its node with it."""
+        nodes = [self.last(index, "started")["node"] for index in indexes]
+        for index in indexes:
+            self.processes[index].send_signal(signal.SIGKILL)
+        for index in indexes:
+            self.processes.pop(index).wait()
+        await self.until(lambda: not any(map(_is_running, nodes)), 5, "the nodes of killed agents die with them")
+
+    async def stop(self) -> None:
+        """End all agents in order."""
+        for process in self.processes.values():
+            process.terminate()
+        for process in self.processes.values():
+            try:
+                await asyncio.to_thread(process.wait, 15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self.processes.clear()
+
+    def allow(self, value: int) -> None:
+        """Let the agents of `on_demand` propose up to this number."""
+        temporary = self.folder / "allowed.part"
+        temporary.write_text(str(value))
+        temporary.rename(self.folder / "allowed")
+
+    def events(self, index: int, kind: str | None = None) -> list[dict[str, Any]]:
+        """What an agent wrote, in all its lives."""
+        path = self.homes[index] / "events.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        found = []
+        for line in lines:
+            try:
+                found.append(json.loads(line))
+            except ValueError:  # the line during which it was killed
+                continue
+        return [event for event in found if kind in (None, event["kind"])]
+
+    def last(self, index: int, kind: str) -> dict[str, Any]:
+        """The last event of a kind; empty where there is none."""
+        return (self.events(index, kind) or [{}])[-1]
+
+    def height(self, index: int) -> int:
+        return int(self.last(index, "commit").get("height", 0))
+
+    def settled(self, index: int) -> int:
+        """The sequence number of the last round that this agent saw settle."""
+        return int(self.last(index, "settled").get("sequence", 0))
+
+    def digests(self, index: int) -> dict[int, str]:
+        """App hash by height; an agent that ever saw two at one height has diverged from itself."""
+        hashes: dict[int, str] = {}
+        for event in self.events(index, "commit"):
+            assert hashes.setdefault(event["height"], event["app_hash"]) == event["app_hash"]
+        return hashes
+
+    def assert_equal_digests(self, indexes: Sequence[int] | None = None) -> int:
+        """All agents have the same app hash at each height that two of them know; returns how often that was seen."""
+        known: dict[int, str] = {}
+        compared = 0
+        for index in range(self.n) if indexes is None else indexes:
+            for height, digest in self.digests(index).items():
+                compared += height in known
+                assert known.setdefault(height, digest) == digest, f"agent {index} differs at height {height}"
+        return compared
+
+    async def until(self, holds: Callable[[], bool], timeout_s: float, what: str) -> float:
+        """Wait until it holds; returns the seconds that took."""
+        start = time.monotonic()
+        while not holds():
+            for index, process in self.processes.items():
+                assert process.poll() is None or self.files[index].crash_at, f"agent {index} ended\n{self.report()}"
+            assert time.monotonic() - start < timeout_s, f"not within {timeout_s} s: {what}\n{self.report()}"
+            await asyncio.sleep(0.02)
+        return time.monotonic() - start
+
+    async def until_settled(self, sequence: int, *indexes: int, timeout_s: float = 30) -> float:
+        """Wait until these agents (or all) have seen the round `sequence` settle."""
+        chosen = indexes or range(self.n)
+        return await self.until(
+            lambda: all(self.settled(index) >= sequence for index in chosen),
+            timeout_s,
+            f"round {sequence} on {list(chosen)}",
+        )
+
+    def node(self, index: int) -> Node:
+        """A way to ask the agent's node; close it with `stop`, which ends nothing else."""
+        return Node(self.homes[index], Path(self.files[index].binary), Path(self.files[index].sockets))
+
+    def report(self) -> str:
+        """The ends of all logs, for a failed test."""
+        parts = []
+        for index, home in enumerate(self.homes):
+            parts.append(f"--- agent {index}: height {self.height(index)}, settled {self.settled(index)}")
+            for name in ("agent.log", "node.log"):
+                text = (home / name).read_text(errors="replace") if (home / name).exists() else ""
+                parts.append(f"{name}: ...{text[-1500:]}")
+        return "\n".join(parts)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -1,0 +1,288 @@
+"""Four agents on four real CometBFT nodes, each agent a process of its own that can be killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from quorate.abci import Application, Node, SignedPayload, UnsignedPayload, serve
+from quorate.abci.transaction import Kind, encode_bundle, encode_single
+from tests.chain_of_agents.keys import Key
+from tests.chain_of_agents.network import ChainOfAgents
+
+pytestmark = pytest.mark.integration
+
+
+@asynccontextmanager
+async def _node(chain: ChainOfAgents, index: int) -> AsyncIterator[Node]:
+    node = chain.node(index)
+    try:
+        yield node
+    finally:
+        await node.close_client()
+
+
+async def test_rounds_settle_one_block_each_and_all_agents_hold_the_same() -> None:
+    async with ChainOfAgents("counting") as chain:
+        chain.start()
+        await chain.until_settled(10)
+        height, settled = chain.height(0), chain.settled(0)
+        await chain.until_settled(settled + 40, 0)
+        blocks, rounds = chain.height(0) - height, chain.settled(0) - settled
+        assert blocks <= 1.5 * rounds, f"{blocks} blocks for {rounds} rounds: payloads do not ride on vote extensions"
+        assert chain.assert_equal_digests() > 50
+
+
+async def test_a_killed_agent_catches_up_to_the_same_state_while_the_others_go_on() -> None:
+    async with ChainOfAgents("counting", act_s=0.05) as chain:
+        chain.start()
+        await chain.until_settled(10)
+        await chain.kill(2)
+        at = max(map(chain.settled, (0, 1, 3)))
+        await chain.until_settled(at + 10, 0, 1, 3)
+        chain.start(2)
+        await chain.until_settled(chain.settled(0) + 10, 2, timeout_s=40)
+        loaded = [event["height"] for event in chain.events(2, "loaded")]
+        assert loaded[0] == 0
+        assert loaded[1] > 0, "it came back with its state, not from nothing"
+        assert chain.assert_equal_digests() > 30
+
+
+async def test_with_two_of_four_down_the_chain_stands_still_until_one_returns() -> None:
+    async with ChainOfAgents("counting", act_s=0.05) as chain:
+        chain.start()
+        await chain.until_settled(5)
+        await chain.kill(1, 2)
+        await asyncio.sleep(1)
+        height = chain.height(0)
+        await asyncio.sleep(2)
+        assert chain.height(0) == height
+        chain.start(1)
+        await chain.until_settled(chain.settled(0) + 5, 0, 1, 3, timeout_s=40)
+        assert chain.assert_equal_digests() > 10
+
+
+async def test_all_killed_while_the_chain_slept_go_on_where_they_were() -> None:
+    async with ChainOfAgents("on_demand") as chain:
+        chain.start()
+        chain.allow(3)
+        await chain.until_settled(3)
+        await asyncio.sleep(1)
+        await chain.kill(0, 1, 2, 3)
+        chain.start()
+        await asyncio.sleep(1)
+        chain.allow(4)
+        await chain.until_settled(4, timeout_s=40)
+        assert all(chain.last(index, "loaded")["height"] > 0 for index in range(4))
+        assert chain.assert_equal_digests() > 5
+
+
+@pytest.mark.parametrize("point", ["finalize", "before_save", "after_save"])
+async def test_a_crash_at_any_point_of_a_block_neither_loses_nor_repeats_it(point: str) -> None:
+    """Before FinalizeBlock, between it and the durable write, and after the write but before the answer (trap 5)."""
+    async with ChainOfAgents("counting", act_s=0.05) as chain:
+        chain.configure(3, crash_in=point, crash_at=12)
+        chain.start()
+        await chain.until(lambda: chain.processes[3].poll() is not None, 30, "agent 3 kills itself")
+        del chain.processes[3]
+        assert chain.height(3) == 11
+        chain.start(3)
+        await chain.until_settled(chain.settled(0) + 10, 3, timeout_s=40)
+        assert chain.last(3, "loaded")["height"] == (12 if point == "after_save" else 11)
+        assert sorted(chain.digests(3)) == [
+            h for h in range(1, chain.height(3) + 1) if h != 12 or point != "after_save"
+        ]
+        assert chain.assert_equal_digests() > 20
+
+
+@pytest.mark.parametrize("point", ["finalize", "after_save"])
+async def test_all_crash_in_the_same_block_and_agree_on_it_afterwards(point: str) -> None:
+    async with ChainOfAgents("counting", act_s=0.05, crash_in=point, crash_at=8) as chain:
+        chain.start()
+        await chain.until(
+            lambda: all(p.poll() is not None for p in chain.processes.values()), 30, "all kill themselves"
+        )
+        chain.processes.clear()
+        chain.start()
+        await chain.until_settled(20, timeout_s=40)
+        assert chain.assert_equal_digests() > 20
+
+
+async def test_an_agent_that_lost_all_but_its_keys_and_signing_state_syncs_to_the_same_state() -> None:
+    async with ChainOfAgents("counting", act_s=0.05) as chain:
+        chain.start()
+        await chain.until_settled(20)
+        await chain.kill(0)
+        for path in (*chain.homes[0].glob("app.db*"), *chain.homes[0].glob("data/*")):
+            if path.name == "priv_validator_state.json":
+                continue
+            await asyncio.to_thread(_remove, path)
+        chain.start(0)
+        await chain.until_settled(chain.settled(1) + 10, 0, timeout_s=60)
+        assert chain.last(0, "loaded")["height"] == 0
+        assert chain.assert_equal_digests() > 20
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+async def test_an_idle_chain_sleeps_and_any_agent_wakes_it() -> None:
+    async with ChainOfAgents("on_demand") as chain:
+        chain.start()
+        chain.allow(2)
+        await chain.until_settled(2)
+        for value in (3, 4):
+            await asyncio.sleep(1.5)
+            heights = [chain.height(index) for index in range(4)]
+            assert len(set(heights)) == 1
+            await asyncio.sleep(2)
+            assert [chain.height(index) for index in range(4)] == heights, "blocks were made while nothing happened"
+            assert chain.last(0, "commit")["asleep"]
+            start = time.time()
+            chain.allow(value)
+            await chain.until_settled(value)
+            took = max(chain.last(index, "settled")["t"] for index in range(4)) - start
+            assert took < 2, f"waking took {took:.2f} s"
+        assert chain.assert_equal_digests() > 5
+
+
+async def test_a_deadline_ends_a_round_of_a_sleeping_chain_and_lets_it_sleep_again() -> None:
+    async with ChainOfAgents("deadline") as chain:
+        chain.start()
+        await chain.until_settled(1, timeout_s=15)
+        settled = chain.last(0, "settled")
+        assert settled["event"] == "ROUND_TIMEOUT"
+        opened = next(event["t"] for event in chain.events(0, "commit") if event["height"] == 2)
+        assert 0.9 < settled["t"] - opened < 2.0, f"one second was asked, it took {settled['t'] - opened:.2f} s"
+        assert chain.events(0, "tick")
+        await asyncio.sleep(1)
+        height = chain.height(0)
+        await asyncio.sleep(2)
+        assert chain.height(0) == height
+        assert chain.assert_equal_digests() > 3
+
+
+async def test_what_is_garbage_stale_foreign_or_forged_is_refused_and_harms_nobody() -> None:
+    async with ChainOfAgents("on_demand") as chain, _node(chain, 1) as node:
+        chain.start()
+        chain.allow(2)
+        await chain.until_settled(2)
+        await asyncio.sleep(1)
+        height = chain.height(1)
+        old = SignedPayload.decode(bytes.fromhex(chain.last(0, "sent")["payload"]))
+        now = UnsignedPayload(chain.chain_id, 0, 3, old.round, old.opening, b"3")
+        foreign = UnsignedPayload("another-chain", 0, 3, old.round, old.opening, b"3")
+        member, stranger = chain.keys[0], Key("stranger")
+        ahead = UnsignedPayload(chain.chain_id, 0, 9, old.round, old.opening, b"9")
+        for what, tx in {
+            "nothing": b"",
+            "garbage": os.urandom(200),
+            "an unknown kind": bytes([9]) + old.encode(),
+            "cut off": encode_single(Kind.PAYLOAD, old)[:-70],
+            "the same bytes again": encode_single(Kind.PAYLOAD, old),
+            "for another chain": encode_single(
+                Kind.PAYLOAD, foreign.signed(member.address, member.sign_digest(foreign.digest()))
+            ),
+            "of a stranger": encode_single(
+                Kind.PAYLOAD, now.signed(stranger.address, stranger.sign_digest(now.digest()))
+            ),
+            "forged": encode_single(Kind.PAYLOAD, now.signed(member.address, stranger.sign_digest(now.digest()))),
+            "of another opening": encode_single(
+                Kind.PAYLOAD, now.signed(member.address, member.sign_digest(now.digest()))
+            ),
+            "too far ahead": encode_single(
+                Kind.PAYLOAD, ahead.signed(member.address, member.sign_digest(ahead.digest()))
+            ),
+            "a bundle": encode_bundle([old]),
+            "too large": bytes([2]) + bytes(20_000),
+        }.items():
+            answer = await node.broadcast_tx(tx)
+            assert answer.code != 0, f"a transaction that is {what} was taken"
+        await asyncio.sleep(1)
+        assert chain.height(1) == height, "a refused transaction woke the chain"
+        chain.allow(3)
+        await chain.until_settled(3)
+        assert chain.assert_equal_digests() > 5
+
+
+@pytest.mark.parametrize("misdeed", ["garbage_proposal", "stale_proposal", "omission", "junk_extension"])
+async def test_one_faulty_validator_costs_time_only(misdeed: str) -> None:
+    async with ChainOfAgents("counting") as chain:
+        chain.configure(2, misdeed=misdeed)
+        chain.start()
+        await chain.until_settled(30, timeout_s=60)
+        assert chain.assert_equal_digests() > 30
+
+
+async def test_a_failing_application_is_told_to_its_host_which_ends_with_its_node() -> None:
+    """CometBFT itself ends with exit code 0 then; the host must not take that for success."""
+    async with ChainOfAgents("counting", act_s=0.05) as chain:
+        chain.configure(0, misdeed="raises", crash_at=10)
+        chain.start()
+        await chain.until(lambda: chain.processes[0].poll() is not None, 30, "agent 0 ends")
+        assert chain.processes.pop(0).returncode == 3
+        assert "the application was told to fail" in chain.last(0, "failed")["error"]
+        await chain.until_settled(chain.settled(1) + 5, 1, 2, 3)
+        assert chain.assert_equal_digests([1, 2, 3]) > 10
+
+
+async def test_a_node_that_dies_is_told_to_its_host() -> None:
+    async with ChainOfAgents("counting", act_s=0.05) as chain:
+        chain.start()
+        await chain.until_settled(3)
+        chain.configure(1, crash_at=1)  # its end is expected
+        os.kill(chain.last(1, "started")["node"], 15)
+        await chain.until(lambda: chain.processes[1].poll() is not None, 15, "agent 1 ends with its node")
+        assert chain.processes.pop(1).returncode == 3
+        assert "NodeExited" in chain.last(1, "failed")["error"]
+
+
+async def test_a_lone_agent_runs_the_same_code_without_peers() -> None:
+    async with ChainOfAgents("counting", n=1) as chain:
+        chain.start()
+        await chain.until_settled(50)
+        await chain.kill(0)
+        chain.start(0)
+        await chain.until_settled(chain.settled(0) + 20)
+        assert chain.assert_equal_digests() == 0
+
+
+async def test_a_node_that_is_not_in_the_genesis_may_not_connect() -> None:
+    async with ChainOfAgents("counting", act_s=0.05) as chain, ChainOfAgents("counting", act_s=0.05) as other:
+        chain.start()
+        await chain.until_settled(3)
+        config = chain.homes[0] / "config" / "config.toml"
+        peers = next(line for line in config.read_text().splitlines() if line.startswith("persistent_peers ="))
+        stranger = other.homes[0]
+        text = (stranger / "config" / "config.toml").read_text()
+        mine = next(line for line in text.splitlines() if line.startswith("persistent_peers ="))
+        (stranger / "config" / "config.toml").write_text(text.replace(mine, peers))
+        (stranger / "config" / "genesis.json").write_text((chain.homes[0] / "config" / "genesis.json").read_text())
+        async with _node(chain, 1) as node:
+            before = await node.peers()
+            await _run_stranger(other)
+            assert await node.peers() == before
+            assert len(before) == 3
+
+
+async def _run_stranger(other: ChainOfAgents) -> None:
+    """A bare node with the chain's genesis and a node key of its own dials the members for a while."""
+    sockets = Path(other.files[0].sockets)
+    sockets.mkdir()
+    server = await serve(Application(), sockets / "abci.sock")
+    node = other.node(0)
+    await node.start()
+    await asyncio.sleep(4)
+    await node.stop()
+    await server.close()
