@@ -32,7 +32,7 @@ At = int | Literal["latest", "safe", "finalized", "pending"]
 
 _LOG_SPAN = 10_000  # blocks a request; many providers refuse more
 _POLL_S = 0.1
-_NONCE_TRIES = 3
+_NONCE_TRIES = 5
 
 
 class Provider(Protocol):
@@ -309,16 +309,21 @@ class Chain:
         """Signs and sends; returns the hash without waiting for a block. Raises CallReverted if it would fail now.
 
         Sends of one account from this instance go one after another, each with the next nonce. If another process took
-        the nonce meanwhile, it is signed anew: the refused one was never accepted, so nothing is sent twice.
+        the nonce meanwhile, it is signed anew: the refused one was never accepted, so nothing is sent twice. Let only
+        one process send from an account, though: the very same call by two at the same moment is one transaction.
         """
         async with self._sending.setdefault(wallet.address, asyncio.Lock()):
-            for left in reversed(range(_NONCE_TRIES)):
+            for attempt in range(_NONCE_TRIES):
                 signed = await self.sign(wallet, call, gas=gas)
                 try:
                     return await self.send_raw(signed.raw)
-                except NonceTooLow:
-                    if not left:
+                except (
+                    NonceTooLow,
+                    Underpriced,
+                ):  # underpriced is also what a taken nonce is called while it is pending
+                    if attempt == _NONCE_TRIES - 1:
                         raise
+                    await asyncio.sleep(_POLL_S * attempt)
         raise AssertionError("unreachable: the last try returns or raises")
 
     async def send_raw(self, raw: bytes) -> Hash:
