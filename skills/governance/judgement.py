@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -79,7 +80,7 @@ def nearness(policy: Policy, vectors: Sequence[Sequence[float]]) -> tuple[Bps, B
 
 def _cosine_bps(a: Sequence[float], b: Sequence[float]) -> int:
     dot = sum(x * y for x, y in zip(a, b, strict=True))
-    norm = (sum(x * x for x in a) * sum(y * y for y in b)) ** 0.5
+    norm = math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
     if not norm:
         raise ValueError("an embedding of length zero has no direction")
-    return int(round(10_000 * dot / norm))
+    return round(10_000 * dot / norm)

@@ -30,6 +30,10 @@ class Settings:
     config: Any
     """An instance of the service's config dataclass."""
 
+    def config_hash(self) -> str:
+        """sha256 of the config as it prints. A chain's genesis names it: an agent with another one does not start."""
+        return hashlib.sha256(repr(self.config).encode()).hexdigest()
+
 
 def load_service(folder: Path | str) -> Service:
     """The `service` of FOLDER/service.py; `ConfigError` if the folder, the file or the name is missing.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -27,14 +26,9 @@ from .runner import Runner
 from .settler import SafeSettler
 from .signer import Signer
 
-__all__ = ["HostedAgent", "config_hash"]
+__all__ = ["HostedAgent"]
 
 _log = logging.getLogger(__name__)
-
-
-def config_hash(config: Any) -> str:
-    """sha256 of a service's settings as they print: agents with other settings than the genesis names do not start."""
-    return hashlib.sha256(repr(config).encode()).hexdigest()
 
 
 class HostedAgent:
@@ -82,7 +76,7 @@ class HostedAgent:
     def _own_genesis(self) -> Genesis:
         genesis = Genesis.load(self._file.comet_home)
         genesis.check(self._service)
-        mine = config_hash(self._settings.config)
+        mine = self._settings.config_hash()
         if genesis.config_hash and genesis.config_hash != mine:
             raise ConfigError(
                 f"the settings of {self._service.name} hash to {mine}; the genesis says {genesis.config_hash}",

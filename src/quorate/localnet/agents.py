@@ -21,7 +21,7 @@ from quorate.chain.wallet import PASSPHRASE, Wallet
 from quorate.errors import ConfigError, SetupError
 from quorate.fsm import Service
 from quorate.host.agent_file import AgentFile, EvmSettings
-from quorate.loader import load_service
+from quorate.loader import load_service, load_settings
 from quorate.localnet.events import EventWriter, occurred
 from quorate.localnet.ports import held_ports
 from quorate.localnet.processes import Child, Supervisor
@@ -189,6 +189,7 @@ def _write_homes(
         service=service,
         signers=wallets,
         ports=ports,
+        config_hash=load_settings(service, root / folder, config).config_hash(),
         settings=node_settings,
     )
     return files
