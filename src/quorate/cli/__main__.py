@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from quorate.errors import QuorateError, SetupError
 from quorate.localnet.tools.boot import show
-from quorate.localnet.tools.toolbox import OFFLINE, Interrupted
+from quorate.localnet.tools.make import OFFLINE, Interrupted
 
 __all__ = ["run"]
 

@@ -5,8 +5,8 @@ cache.
 the standard library only, because the bootstrap runs them before any package is installed.
 """
 
+from quorate.localnet.tools.make import Tools, is_offline, missing, toolbox
 from quorate.localnet.tools.parts import Site, Tool
 from quorate.localnet.tools.progress import Screen
-from quorate.localnet.tools.toolbox import Tools, is_offline, missing, toolbox
 
 __all__ = ["Screen", "Site", "Tool", "Tools", "is_offline", "missing", "toolbox"]

@@ -13,9 +13,9 @@ import sys
 from collections.abc import Sequence
 
 from quorate.errors import QuorateError, SetupError
+from quorate.localnet.tools.make import OFFLINE, Interrupted, is_offline, missing, toolbox
 from quorate.localnet.tools.parts import Site, Tool
 from quorate.localnet.tools.progress import Screen
-from quorate.localnet.tools.toolbox import OFFLINE, Interrupted, is_offline, missing, toolbox
 
 __all__ = ["main", "show"]
 

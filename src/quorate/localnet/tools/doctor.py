@@ -21,6 +21,7 @@ from typing import Literal
 from quorate.errors import QuorateError
 from quorate.localnet.run_dir import available_memory
 from quorate.localnet.tools.cache import size_of
+from quorate.localnet.tools.make import is_offline
 from quorate.localnet.tools.parts import (
     GLIBC_OF_ANVIL,
     Site,
@@ -32,7 +33,6 @@ from quorate.localnet.tools.parts import (
     version_of,
 )
 from quorate.localnet.tools.progress import in_bytes
-from quorate.localnet.tools.toolbox import is_offline
 
 __all__ = ["Finding", "examine", "main", "report"]
 

@@ -28,10 +28,10 @@ def in_bytes(count: float) -> str:
 
 
 def in_seconds(seconds: float) -> str:
-    """A duration for people: `3.2 s`, `94 s`, `4 min`."""
+    """A duration for people: `3.2 s`, `8 s`, `94 s`, `4 min`."""
     if seconds >= 180:
         return f"{seconds / 60:.0f} min"
-    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds:.0f} s" if seconds >= 10 or seconds == int(seconds) else f"{seconds:.1f} s"
 
 
 @dataclass

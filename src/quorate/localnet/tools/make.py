@@ -237,6 +237,8 @@ def _make_all(site: Site, todo: list[Part], ui: Screen) -> None:
     """Make the parts, each in a thread that waits for those it uses; the first error ends all and is raised."""
     cancel = threading.Event()
     done = {p.tool: threading.Event() for p in todo}
+    # Events and not Thread.join: on Python 3.11 a join that Ctrl-C interrupts takes its thread for ended (gh-90882).
+    ended = {p.tool: threading.Event() for p in todo}
     errors: list[BaseException] = []
 
     def work(this: Part) -> None:
@@ -252,31 +254,33 @@ def _make_all(site: Site, todo: list[Part], ui: Screen) -> None:
         except BaseException as error:  # handed to the caller's thread, which raises it
             errors.append(error)
             cancel.set()
+        finally:
+            ended[this.tool].set()
 
-    threads = [threading.Thread(target=work, args=(p,), name=f"setup-{p.tool}") for p in todo]
+    threads = {p.tool: threading.Thread(target=work, args=(p,), name=f"setup-{p.tool}") for p in todo}
     with ui, _sigterm_interrupts():
         try:
-            for thread in threads:
+            for thread in threads.values():
                 thread.start()
-            for thread in threads:
-                while thread.is_alive():
-                    thread.join(_JOIN_S)
+            for one in ended.values():
+                while not one.wait(_JOIN_S):
+                    pass
         except KeyboardInterrupt:
             cancel.set()
             ui.say("stopping; what was finished is kept, and the same command goes on from there")
             raise
         finally:
             cancel.set()
-            for thread in threads:
-                if thread.ident is not None:
-                    thread.join()
+            for tool, thread in threads.items():
+                if thread.ident is not None:  # it was started
+                    ended[tool].wait()
     if errors:
         raise errors[0]
 
 
 def _make(site: Site, this: Part, ui: Screen, cancel: threading.Event) -> None:
     """Make one part under its lock, unless another set-up makes it while we wait."""
-    step = Step(this.title, this.seconds, this.disk if this.fetch else 0)
+    step = Step(this.title, this.seconds, this.disk if this.verb == "fetching" else 0)
     cost = f"{in_bytes(this.fetch)}, " if this.fetch else ""
     ui.begin(step, f"{this.label}: {this.verb} ({cost}{in_bytes(this.disk)} on disk, about {in_seconds(this.seconds)})")
 
