@@ -13,7 +13,7 @@ from quorate.localnet.anvil import CHAIN_ID, anvil
 from quorate.localnet.processes import ChildExited, Supervisor
 from quorate.units import Address, Wei
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.needs("evm")]
 SOMEBODY = Address("0x000000000000000000000000000000000000dEaD")
 
 

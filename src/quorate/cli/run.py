@@ -35,6 +35,7 @@ def run(service: Path, count: int | None, periods: int | None, keep: bool) -> No
     round they are in, how it ended, and how long each agent took for its part. Ctrl-C ends all of it.
     """
     site = Site.here()
+    service = service.absolute()  # what is relative is meant from where the command was called
     settings = load_settings(load_service(service), service)
     tools = toolbox([Tool.COMETBFT], site=site)
     processes.run(_run(site.root, service, tools.cometbft, count or settings.agents, periods, keep))

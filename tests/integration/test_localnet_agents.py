@@ -1,0 +1,73 @@
+"""Four real agents (open-aea, CometBFT) of hello_world: they go on without one, wait without two, and leave nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from quorate.chain.wallet import Wallet
+from quorate.localnet.agents import Agents, agents
+from quorate.localnet.events import Tailer
+from quorate.localnet.processes import Supervisor
+from quorate.localnet.run_dir import RunDir, run_dir
+
+pytestmark = [pytest.mark.integration, pytest.mark.needs("cometbft")]
+ROOT = Path(__file__).parents[2]
+ENOUGH_S = 60.0
+QUIET_S = 4.0  # two periods of hello_world
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[RunDir]:
+    with run_dir(tmp_path) as made:
+        yield made
+
+
+async def settled(tailer: Tailer, who: str, beyond: int) -> int:
+    """Wait until this agent has seen a round end whose number is over `beyond`; return the number."""
+    async with asyncio.timeout(ENOUGH_S):
+        async for event in tailer:
+            if (event.who, event.kind) == (who, "settled") and event.get("sequence") > beyond:
+                return int(event.get("sequence"))
+    raise AssertionError("a tailer does not end by itself")
+
+
+def following(quorum: Agents) -> Tailer:
+    tailer = Tailer()
+    for path in quorum.event_files:
+        tailer.add(path)
+    return tailer
+
+
+async def test_a_service_outlives_one_agent_waits_for_a_quorum_and_takes_the_dead_back(run: RunDir) -> None:
+    cometbft = Path(os.environ["QUORATE_COMETBFT"])
+    wallets = [Wallet.create() for _ in range(4)]
+    hello = Path("services/hello_world")
+    async with (
+        Supervisor(run.logs) as supervisor,
+        agents(
+            supervisor, run, root=ROOT, service=hello, wallets=wallets, cometbft=cometbft, config={"pause_s": 0.5}
+        ) as quorum,
+    ):
+        tailer = following(quorum)
+        reached = await settled(tailer, "agent-1", 2)
+
+        await quorum.kill("agent-4")
+        reached = await settled(tailer, "agent-1", reached + 5)
+
+        await quorum.kill("agent-3")
+        await asyncio.sleep(1)
+        reached = max([reached, *(event.get("sequence") for event in tailer.rest() if event.kind == "settled")])
+        await asyncio.sleep(QUIET_S)
+        assert [event for event in tailer.rest() if event.kind == "settled"] == [], "two of four decided something"
+
+        await quorum.start("agent-4")
+        await settled(tailer, "agent-4", reached + 2)
+
+        pids = [usage.pid for child in supervisor.usage().values() for usage in child]
+        assert len(pids) == 6, "three agents, each with its validator"
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
