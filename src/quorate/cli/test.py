@@ -30,9 +30,9 @@ def test(arguments: tuple[str, ...]) -> None:
     site = Site.here()
     chosen = _absolute(arguments)
     os.chdir(site.root)
-    tools = toolbox(_needs(chosen, site), site=site)
-    ready = toolbox(_ready(site), site=site)  # a tool that is there is told, whether or not it was asked for
-    os.environ.update({**ready.environment(), **tools.environment()})
+    if not _excludes_integration(chosen):
+        tools = toolbox({*_needs(chosen, site), *_ready(site)}, site=site)  # a tool that is there is told in any case
+        os.environ.update(tools.environment())
     os.execv(sys.executable, [sys.executable, "-P", "-m", "pytest", *chosen])  # noqa: S606  (becomes pytest: Ctrl-C and exit codes are its own)
 
 
@@ -44,11 +44,7 @@ def _needs(arguments: Sequence[str], site: Site) -> set[Tool]:
     """The tools that the selected tests need. pytest is asked only if the answer can change something: it takes
     seconds.
     """
-    if not missing(_ALL, site=site):
-        return set(_ALL)
-    if _excludes_integration(arguments):
-        return set()
-    return _collected_needs(arguments)
+    return _collected_needs(arguments) if missing(_ALL, site=site) else set(_ALL)
 
 
 def _excludes_integration(arguments: Sequence[str]) -> bool:
