@@ -24,6 +24,8 @@ class DelegateConfig:
     governor: Address
     token: Address
     treasury: Address
+    from_block: int = 0
+    """The first block in which a proposal may be: the Governor's own."""
     symbol: str = "QRT"
     """What the DAO's token is called."""
     policy_file: str

@@ -78,6 +78,8 @@ class DelegateConfig(Protocol):
     @property
     def governor(self) -> Address: ...
     @property
+    def from_block(self) -> int: ...
+    @property
     def token(self) -> Address: ...
     @property
     def treasury(self) -> Address: ...
@@ -114,10 +116,10 @@ class DelegateContext(Context, Protocol):
 @agree(same("proposal"), timeout_s=300)
 async def watch(ctx: DelegateContext, state: Delegation) -> int:
     """Find the oldest proposal that is open for votes and that the Safe has not voted on."""
-    governor = Governor(ctx.chain, ctx.config.governor)
+    governor = _governor(ctx)
     ctx.emit("waiting", **{"for": "a proposal that is open for votes"})
     while True:
-        for proposal in await governor.proposals():
+        for proposal in await governor.proposals(ctx.config.from_block):
             is_open = await governor.state(proposal.id) == ProposalState.ACTIVE
             if is_open and not await governor.has_voted(proposal.id, ctx.config.safe):
                 return proposal.id
@@ -127,7 +129,7 @@ async def watch(ctx: DelegateContext, state: Delegation) -> int:
 @agree(same("reading"), timeout_s=30)
 async def read(ctx: DelegateContext, state: Delegation) -> Reading:
     """Read the proposal from the chain, decode its actions and let the policy's code rule on them."""
-    proposal = await Governor(ctx.chain, ctx.config.governor).proposal(state.proposal)
+    proposal = await _governor(ctx).proposal(state.proposal, ctx.config.from_block)
     actions = decode_actions(proposal.calls, ctx.config.book)
     ruling = rule_on(ctx.config.policy, ctx.config.token, ctx.config.treasury, actions)
     return Reading(
@@ -185,9 +187,7 @@ async def draft(ctx: DelegateContext, state: Delegation) -> Draft:
     digest = hash_rationale(rationale)
     ctx.keep(f"rationale-{digest}.json", rationale)
     reason = write_reason(state.support, reading, digest)
-    call = Governor(ctx.chain, ctx.config.governor).cast_vote_with_reason(
-        state.proposal, _SUPPORT[state.support], reason
-    )
+    call = _governor(ctx).cast_vote_with_reason(state.proposal, _SUPPORT[state.support], reason)
     return Draft(rationale=digest, reason=reason, intent=Intent(call, await ctx.settler.next_nonce()))
 
 
@@ -234,7 +234,7 @@ async def _measure(ctx: DelegateContext, reading: Reading, weight_bps: int) -> _
 
 async def _summarise(ctx: DelegateContext, state: Delegation, reading: Reading) -> Summary:
     """The language model's summary: weight 0, so its failure is told and changes nothing."""
-    proposal = await Governor(ctx.chain, ctx.config.governor).proposal(state.proposal)
+    proposal = await _governor(ctx).proposal(state.proposal, ctx.config.from_block)
     try:
         summary = await read_aloud(ctx.model, ctx.config.language_model, reading, proposal.description)
     except ModelError as error:
@@ -243,6 +243,10 @@ async def _summarise(ctx: DelegateContext, state: Delegation, reading: Reading) 
     ctx.emit("model", model=summary.model, operator=summary.operator, text=summary.text, receipt_ok=True, weight_bps=0)
     ctx.keep(f"summary-{summary.digest}.txt", summary.text.encode())
     return summary
+
+
+def _governor(ctx: DelegateContext) -> Governor:
+    return Governor(ctx.chain, ctx.config.governor)
 
 
 def _reading_of(state: Delegation) -> Reading:

@@ -107,6 +107,8 @@ class QuorateDecisionMaker(DecisionMakerHandler):
         if not isinstance(message, SigningMessage):
             self.logger.error(f"refused a message of type {type(message).__name__}: only SigningMessage is served")
             return
+        if not message.answer.set_running_or_notify_cancel():
+            return  # the act that asked was cancelled meanwhile
         try:
             signature = self._sign(message.request)
         except Exception as error:  # handed to the one who asked, where it is raised

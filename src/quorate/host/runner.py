@@ -9,8 +9,8 @@ The rules that hold here:
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Protocol
 
 from quorate.abci import SignedPayload, UnsignedPayload, Via, opening_of, payload_for
@@ -18,7 +18,7 @@ from quorate.errors import ChainError, ModelError
 from quorate.fsm import Context, Period, Settled
 
 from .agreed import Agreed
-from .decision_maker import NotAgreed
+from .decision_maker import NotAgreed, OverLimit
 from .journal import Journal
 from .signer import Signer
 
@@ -54,6 +54,7 @@ class Runner:
         self._chain: _Chain | None = None
         self._acts: dict[_Key, asyncio.Task[None]] = {}
         self._committed = 0
+        self._commits: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
         self.failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
 
     def connect(self, chain: _Chain) -> None:
@@ -88,15 +89,15 @@ class Runner:
         tasks = list(self._acts.values())
         for task in tasks:
             task.cancel()
-        for task in tasks:
-            with suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*tasks, return_exceptions=True)  # their failures were noticed when they came
 
     def _commit(self, period: Period) -> None:
         self._agreed.commit(period)
         if period.sequence == self._committed:
             return
         self._committed = period.sequence
+        for sequence in [sequence for sequence in self._commits if sequence <= period.sequence]:
+            self._commits.pop(sequence).set()
         self._journal.opened(period)
         for key in [key for key in self._acts if key[0] < period.sequence]:
             self._acts.pop(key).cancel()
@@ -106,10 +107,19 @@ class Runner:
         self._journal.acting(period)
         pause_s = _FIRST_PAUSE_S
         while True:
+            is_early = period.sequence > self._committed
             try:
                 payload = await period.round.act(context, state)
                 break
-            except (ChainError, ModelError, NotAgreed) as error:
+            except NotAgreed as error:
+                if is_early:  # for a block that is not decided yet
+                    await self._until_committed(period.sequence)
+                    continue
+                self._journal.waiting(name, error)
+            except OverLimit as error:  # the quorum may go on without this agent; its owner said no
+                self._journal.error(f"{name}: {error}")
+                return
+            except (ChainError, ModelError) as error:
                 self._journal.waiting(name, error)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
@@ -122,6 +132,10 @@ class Runner:
             raise RuntimeError("an act ended before the chain was connected")
         self._journal.acted(period)
         self._chain.offer(request.signed(self._signer.address, signature))
+
+    async def _until_committed(self, sequence: int) -> None:
+        if sequence > self._committed:
+            await self._commits[sequence].wait()
 
     def _notice(self, task: asyncio.Task[None]) -> None:
         if task.cancelled() or (error := task.exception()) is None:
