@@ -69,10 +69,10 @@ def test_a_whole_vote_is_told_in_order_and_each_thing_once() -> None:
         "operator-1: is registered with a stake of 1,000 QRT",
         "operator-1: is ready and serves minilm, smollm2",
         "demo: start four agents (4.0 s)",
-        "operator-1: was not counted by agent-3: the receipt is signed by another key",
+        "operator-1: is not counted by agent-3: the receipt is signed by another key",
         "agent-4: is down",
         "waiting: 2 of 4 agents answer; 3 are needed",
-        "judge: FOR in 5.0 s (1: 900 ms, 2: 4.0 s tx)",
+        "judge: FOR in 5.0 s (acts 900 ms, 4.0 s, –, –)",
         "agent-1: signs the Safe transaction 0xc4c4…c4c4",
         "agent-2: sends transaction 0xc4c4…c4c4",
         "chain: transaction 0xc4c4…c4c4 in block 23, 181,240 gas",
@@ -88,6 +88,11 @@ def test_a_models_words_come_with_who_signed_them_and_what_they_weigh() -> None:
         names={OPERATOR.lower(): "operator-1"},
     )
     assert (line.subject, line.text) == ("operator-1", "m: “a b” (1.2 s, receipt holds, weight 25 %)")
+
+
+def test_that_no_operator_answers_is_told_once() -> None:
+    refused = [event("refused", name, operator="", reason="operator-1: no answer in 60 s") for name in AGENTS]
+    assert texts(told(*refused)) == ["agent-1: counts no answer: operator-1: no answer in 60 s"]
 
 
 def test_an_answer_whose_receipt_fails_is_not_shown_like_the_others() -> None:
@@ -125,6 +130,19 @@ def test_a_round_whose_length_the_agent_does_not_know_is_measured_from_its_openi
 def test_a_round_is_called_as_its_function_is() -> None:
     settled = event("settled", round="ReadProposalRound", event="DONE", sequence=1, height=1, ms=1)
     assert texts(told(settled)) == ["read_proposal: DONE in 1 ms"]
+
+
+def test_acts_that_took_alike_are_told_once() -> None:
+    parts = [event("payload", name, round="PauseRound", sequence=1, via="extension", ms=2000) for name in AGENTS]
+    settled = event("settled", round="PauseRound", event="DONE", sequence=1, height=1, ms=2050)
+    assert texts(told(*parts, settled)) == ["pause: DONE in 2.0 s (acts 2.0 s each)"]
+
+
+def test_an_agent_that_does_not_know_how_long_its_act_took_breaks_nothing() -> None:
+    part = event("payload", round="PauseRound", sequence=1, via="transaction", ms=None)
+    assert texts(told(part, event("settled", round="PauseRound", event="DONE", sequence=1, height=1, ms=20))) == [
+        "pause: DONE in 20 ms"
+    ]
 
 
 def test_a_late_event_of_an_earlier_round_does_not_turn_the_board_back() -> None:

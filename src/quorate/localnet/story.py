@@ -51,7 +51,7 @@ class Agent:
 class _Round:
     name: str
     since: float
-    parts: dict[str, str] = field(default_factory=dict)
+    acts: dict[str, str] = field(default_factory=dict)
     is_settled: bool = False
 
 
@@ -148,8 +148,7 @@ class Story:
         took = "" if ms is None else duration(ms)
         self._set(event, f"has handed in its part of {name}" + (f" after {took}" if took else ""), Tone.DONE)
         sequence = int(event.get("sequence", self.sequence))
-        part = f"{took} tx".lstrip() if event.get("via") == "transaction" else took
-        self._rounds.setdefault(sequence, _Round(name, event.t)).parts.setdefault(event.who, part)
+        self._rounds.setdefault(sequence, _Round(name, event.t)).acts.setdefault(event.who, took)
         return []
 
     def _settled(self, event: Event) -> list[Line]:
@@ -162,12 +161,18 @@ class Story:
         ms = event.get("ms", None)  # an agent that came late to the round does not know
         ms = 1000 * (event.t - round_.since) if ms is None else float(ms)
         self.round_ms.setdefault(round_.name, []).append(ms)
-        parts = ", ".join(f"{_number(who)}: {part}" for who, part in sorted(round_.parts.items()))
-        text = f"{event.get('event')} in {duration(ms)}" + (f" ({parts})" if parts else "")
+        text = f"{event.get('event')} in {duration(ms)}{self._acts(round_)}"
         line = Line(self.elapsed_s, round_.name, text, Tone.DONE)
         for old in [key for key in self._rounds if key < sequence - 16]:
             del self._rounds[old]
         return [line]
+
+    def _acts(self, round_: _Round) -> str:
+        """How long each agent's act took, in the order of their names; `–` for one that had not handed in."""
+        took = [round_.acts.get(name, "") or "–" for name in sorted(self.agents)]
+        if not any(round_.acts.values()):
+            return ""
+        return f" (acts {took[0]} each)" if len(set(took)) == 1 and len(took) > 1 else f" (acts {', '.join(took)})"
 
     def _model(self, event: Event) -> list[Line]:
         operator, model = self.name(event.get("operator")), str(event.get("model"))
@@ -175,13 +180,17 @@ class Story:
         text = " ".join(str(event.get("text")).split())
         receipt = "receipt holds" if event.get("receipt_ok", False) else "RECEIPT DOES NOT HOLD"
         weight = f"weight {int(event.get('weight_bps', 0)) / 100:g} %"
-        said = f"{model}: “{text}” ({duration(event.get('ms', 0))}, {receipt}, {weight})"
+        took = [duration(event.get("ms"))] if event.get("ms", None) is not None else []
+        said = f"{model}: “{text}” ({', '.join([*took, receipt, weight])})"
         tone = Tone.PLAIN if event.get("receipt_ok", False) else Tone.BAD
         return self._once(("model", operator, model, text), Line(self.elapsed_s, operator, said, tone))
 
     def _refused(self, event: Event) -> list[Line]:
+        reason = str(event.get("reason"))
+        if not event.get("operator"):
+            return self._once(("refused", reason), self._line(event, f"counts no answer: {reason}", Tone.WAITING))
         operator = self.name(event.get("operator"))
-        return [Line(self.elapsed_s, operator, f"was not counted by {event.who}: {event.get('reason')}", Tone.WAITING)]
+        return [Line(self.elapsed_s, operator, f"is not counted by {event.who}: {reason}", Tone.WAITING)]
 
     def _signed(self, event: Event) -> list[Line]:
         self._set(event, f"has signed {event.get('what')}", Tone.DONE)
@@ -274,11 +283,6 @@ def _round_name(event: Event) -> str:
     """The round as its function is called: `read_proposal` for the specification's ReadProposalRound."""
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", str(event.get("round"))).lower()
     return name.removesuffix("_round") or name
-
-
-def _number(who: str) -> str:
-    """`agent-3` is 3 where its number alone will do."""
-    return who.rpartition("-")[2]
 
 
 def _is_agent(who: str) -> bool:
