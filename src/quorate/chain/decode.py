@@ -182,7 +182,7 @@ def _words(name: str, target: Address, a: dict[str, Any], book: AddressBook, dep
         case "updateTimelock":
             return f"hand every power of {on} to another timelock, {book.show(a['timelock'])}"
         case "updateDelay":
-            return f"set the waiting time of the timelock {on} to {a['seconds']} seconds"
+            return f"set the waiting time of {on} to {a['seconds']} seconds"
         case "relay":
             if not depth:
                 return f"make {on} call {book.show(a['target'])}, nested too deep to be shown"

@@ -48,7 +48,7 @@ class Wallet:
     def from_keystore(cls, path: Path, passphrase: str) -> Wallet:
         """The key in an encrypted file; raises ConfigError where the file or the passphrase is wrong."""
         try:
-            keystore = json.loads(path.read_text())
+            keystore = dict(json.loads(path.read_text()))
             return cls(Account.from_key(decode_keyfile_json(keystore, passphrase)))
         except OSError as error:
             raise ConfigError(f"the keystore {path} cannot be read: {error.strerror}") from error
