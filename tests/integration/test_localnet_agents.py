@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from quorate.chain.wallet import Wallet
+from quorate.localnet._guard import MARKS, Tracked, processes_of, start_time
 from quorate.localnet.agents import Agents, agents
 from quorate.localnet.events import Tailer
 from quorate.localnet.processes import Supervisor
@@ -71,3 +77,39 @@ async def test_a_service_outlives_one_agent_waits_for_a_quorum_and_takes_the_dea
         pids = [usage.pid for child in supervisor.usage().values() for usage in child]
         assert len(pids) == 6, "three agents, each with its validator"
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+A_COMMAND = """
+import sys
+from pathlib import Path
+from quorate.cli.run import _run
+from quorate.localnet import processes
+processes.run(_run(Path(sys.argv[1]), Path("services/hello_world"), Path(sys.argv[2]), 4, None, False))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_however_the_command_ends_no_agent_no_validator_and_no_folder_stays(number: signal.Signals) -> None:
+    command = [sys.executable, "-P", "-c", A_COMMAND, str(ROOT), os.environ["QUORATE_COMETBFT"]]
+    mark = f"test-{secrets.token_hex(8)}"
+    env = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", MARKS: mark}
+    running = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
+    assert running.stdout is not None
+    try:
+        lines = iter(running.stdout.readline, "")
+        assert any("elect" in line for line in lines), "it never came to its second round"
+        ours = Tracked(running.pid, start_time(running.pid), mark)
+        commands = [Path(f"/proc/{pid}/cmdline").read_text() for pid in processes_of([ours])]
+        assert len([text for text in commands if "quorate.host" in text]) == 4
+        assert len([text for text in commands if "--proxy_app" in text]) == 4
+        (scratch,) = {Path(text.split("\0")[-2]).parent for text in commands if "quorate.host" in text}
+        running.send_signal(number)
+        running.wait(timeout=30)
+        deadline = time.monotonic() + 10
+        while (processes_of([ours]) or scratch.exists()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert processes_of([ours]) == []
+        assert not scratch.exists()
+    finally:
+        running.kill()
+        running.wait()
