@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.prompts import ChatPromptTemplate
+
 from quorate.model import ModelClient
 from quorate.model.langchain import ChatQuorate
-
 from quorate.signatures import keccak
 from quorate.units import Address, Hash
 
@@ -40,22 +41,28 @@ class Summary:
     operator: Address
     receipt: Hash | None
     digest: Hash | None
+    ms: int
+    refused: tuple[tuple[Address, str], ...]
+    """The operators before this one whose answers did not count, each with the reason."""
 
 
-NO_SUMMARY = Summary("", "", Address(""), None, None)
+NO_SUMMARY = Summary("", "", Address(""), None, None, 0, ())
 
 
 async def read_aloud(client: ModelClient, model: str, reading: Reading, description: str) -> Summary:
     """A summary of at most 160 characters; `ModelError` where no operator gave one that counts."""
     chat = ChatQuorate(client=client, model=model, max_tokens=96, temperature=0.0)
     chain = _PROMPT | chat.with_structured_output(_SCHEMA, include_raw=True)
+    began = time.monotonic()
     answer = await chain.ainvoke({"action": reading.action_text[:300], "text": description[:600]})
     text = str(answer["parsed"]["summary"]).strip()
     about = answer["raw"].response_metadata
     return Summary(
         text=text,
-        model=model,
+        model=about["model_name"],
         operator=Address(about["operator"]),
         receipt=Hash(about["receipt_digest"]),
         digest=Hash("0x" + keccak(text=text).hex()),
+        ms=round(1000 * (time.monotonic() - began)),
+        refused=tuple((Address(one["operator"]), one["reason"]) for one in about["refused"]),
     )

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
-from quorate.model import ModelClient
-
 from quorate.chain import (
     ABSTAIN,
     AGAINST,
@@ -22,6 +20,7 @@ from quorate.chain import (
 )
 from quorate.errors import ModelError
 from quorate.fsm import AnyRound, Context, Outcome, State, Votes, agree, choice, same
+from quorate.model import ModelClient
 from quorate.rounds import settle
 from quorate.rounds.settle import Intent, SafeSignature, Settlement, Settler
 from quorate.signatures import keccak
@@ -226,8 +225,16 @@ async def _measure(ctx: DelegateContext, reading: Reading, weight_bps: int) -> _
         return _Measured(Bps(0), Bps(0), Address(""), None)
     welcome, forbidden = nearness(policy, embedding.vectors)
     text = f"{welcome / 100:.1f} % near to welcomed, {forbidden / 100:.1f} % to forbidden"
+    for attempt in embedding.attempts:
+        ctx.emit("refused", operator=attempt.operator, reason=attempt.reason)
     ctx.emit(
-        "model", model=embedding.model, operator=embedding.operator, text=text, receipt_ok=True, weight_bps=weight_bps
+        "model",
+        model=embedding.model,
+        operator=embedding.operator,
+        text=text,
+        ms=round(1000 * embedding.seconds),
+        receipt_ok=True,
+        weight_bps=weight_bps,
     )
     return _Measured(welcome, forbidden, embedding.operator, Hash("0x" + embedding.receipt.digest().hex()))
 
@@ -240,7 +247,17 @@ async def _summarise(ctx: DelegateContext, state: Delegation, reading: Reading) 
     except ModelError as error:
         ctx.emit("refused", operator="", reason=str(error))
         return NO_SUMMARY
-    ctx.emit("model", model=summary.model, operator=summary.operator, text=summary.text, receipt_ok=True, weight_bps=0)
+    for operator, reason in summary.refused:
+        ctx.emit("refused", operator=operator, reason=reason)
+    ctx.emit(
+        "model",
+        model=summary.model,
+        operator=summary.operator,
+        text=summary.text,
+        ms=summary.ms,
+        receipt_ok=True,
+        weight_bps=0,
+    )
     ctx.keep(f"summary-{summary.digest}.txt", summary.text.encode())
     return summary
 
