@@ -102,6 +102,15 @@ def test_an_answer_whose_receipt_fails_is_not_shown_like_the_others() -> None:
     assert line.subject == "0xaBaB…aBaB", "nobody has told its name"
 
 
+def test_the_board_counts_an_operators_answers() -> None:
+    story = Story()
+    story.add(event("ready", "operator-1", models=["m"], address=OPERATOR))
+    for name in AGENTS[:2]:
+        story.add(event("model", name, operator=OPERATOR, model="m", text=name, receipt_ok=True, weight_bps=0))
+    assert story.operators["operator-1"].doing == "has answered agent-2 (m), 2 answers in all"
+    assert "operator-1" not in story.agents, "an operator is no part of the quorum"
+
+
 def test_waiting_is_over_when_a_round_settles_and_may_be_told_again_then() -> None:
     waiting = Event(0.0, "agent-1", "waiting", {"for": "agent-4"})
     settled = event("settled", round="a", event="DONE", sequence=1, height=1, ms=1)

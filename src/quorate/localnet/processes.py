@@ -142,6 +142,7 @@ class Supervisor:
         self.children: list[Child] = []
         self._failure: ChildExited | None = None
         self._has_cancelled_owner = False
+        self._is_stopping = False
         self._watchers: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Supervisor:
@@ -177,6 +178,8 @@ class Supervisor:
         `env` is added to our own environment. With `may_end` the child's end is nobody's fault. Raises `SetupError` if
         the program cannot be started.
         """
+        if self._is_stopping:
+            raise RuntimeError(f"{name} was to be started while the run is being stopped")
         mark = secrets.token_hex(16)
         log = self.logs / f"{name}.log"
         with log.open("ab") as output:
@@ -226,6 +229,7 @@ class Supervisor:
 
     async def _stop_all(self, after_s: float) -> None:
         await asyncio.sleep(after_s)
+        self._is_stopping = True
         for child in self.children:
             child.is_ending = True  # before the first one stops: its end may take others with it
         for child in reversed(self.children):

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from quorate.localnet.events import Event
 
-__all__ = ["Agent", "Line", "Story", "Tone", "duration", "short"]
+__all__ = ["Line", "Member", "Story", "Tone", "duration", "short"]
 
 _SHOWN_HEX = 12  # longer hexadecimal strings are shortened
 
@@ -38,13 +38,13 @@ class Line:
 
 
 @dataclass
-class Agent:
-    """What one agent is doing."""
+class Member:
+    """What one agent or operator is doing."""
 
     doing: str = "starts"
     tone: Tone = Tone.WORKING
     since: float = 0.0
-    round: str = ""
+    answers: int = 0
 
 
 @dataclass
@@ -63,7 +63,8 @@ class Story:
 
     def __init__(self, names: Mapping[str, str] | None = None) -> None:
         self.names = {address.lower(): name for address, name in (names or {}).items()}
-        self.agents: dict[str, Agent] = {}
+        self.agents: dict[str, Member] = {}
+        self.operators: dict[str, Member] = {}
         self.round = ""
         self.sequence = 0
         self.step = ""
@@ -125,6 +126,8 @@ class Story:
             return [self._line(event, "is back", Tone.DONE), *self._quorum()] if was_down else []
         models = event.get("models", ())
         serves = f" and serves {', '.join(map(str, models))}" if models else ""
+        if _is_operator(event.who):
+            self._set(event, f"is ready{serves}", Tone.DONE)
         return [self._line(event, f"is ready{serves}", Tone.DONE)]
 
     def _round(self, event: Event) -> list[Line]:
@@ -133,7 +136,7 @@ class Story:
             self.sequence, self.round, self.period = sequence, name, int(event.get("period", 0))
         self._rounds.setdefault(sequence, _Round(name, event.t))
         if _is_agent(event.who):
-            self._set(event, "waits for its turn" if not name else f"is in {name}", Tone.WORKING).round = name
+            self._set(event, f"is in {name}", Tone.WORKING)
         return []
 
     def _act(self, event: Event) -> list[Line]:
@@ -177,6 +180,10 @@ class Story:
     def _model(self, event: Event) -> list[Line]:
         operator, model = self.name(event.get("operator")), str(event.get("model"))
         self._set(event, f"has heard {operator} ({model})", Tone.WORKING)
+        if operator in self.operators:
+            served = self._set(replace(event, who=operator), f"has answered {event.who} ({model})", Tone.DONE)
+            served.answers += 1
+            served.doing += f", {served.answers} answers in all" if served.answers > 1 else ""
         text = " ".join(str(event.get("text")).split())
         receipt = "receipt holds" if event.get("receipt_ok", False) else "RECEIPT DOES NOT HOLD"
         weight = f"weight {int(event.get('weight_bps', 0)) / 100:g} %"
@@ -209,6 +216,7 @@ class Story:
         return self._once(("mined", tx), Line(self.elapsed_s, "chain", text, Tone.DONE))
 
     def _registered(self, event: Event) -> list[Line]:
+        self._set(event, "is registered", Tone.WORKING)
         return [self._line(event, f"is registered with a stake of {event.get('stake')}", Tone.DONE)]
 
     def _waiting(self, event: Event) -> list[Line]:
@@ -220,7 +228,7 @@ class Story:
 
     def _down(self, event: Event) -> list[Line]:
         self._set(event, "is down", Tone.BAD)
-        return [self._line(event, "is down", Tone.BAD), *self._quorum()]
+        return [self._line(event, "is down", Tone.BAD), *(self._quorum() if _is_agent(event.who) else ())]
 
     def _quorum(self) -> list[Line]:
         """Whether enough agents are left to go on: more than two thirds."""
@@ -247,10 +255,11 @@ class Story:
     def _error(self, event: Event) -> list[Line]:
         return [self._line(event, str(event.get("message")), Tone.BAD)]
 
-    def _set(self, event: Event, doing: str, tone: Tone) -> Agent:
-        agent = self.agents.setdefault(event.who, Agent())
-        agent.doing, agent.tone, agent.since = doing, tone, event.t
-        return agent
+    def _set(self, event: Event, doing: str, tone: Tone) -> Member:
+        members = self.operators if _is_operator(event.who) else self.agents
+        member = members.setdefault(event.who, Member())
+        member.doing, member.tone, member.since = doing, tone, event.t
+        return member
 
     def _line(self, event: Event, text: str, tone: Tone = Tone.PLAIN) -> Line:
         return Line(self.elapsed_s, event.who, text, tone)
@@ -283,6 +292,10 @@ def _round_name(event: Event) -> str:
     """The round as its function is called: `read_proposal` for the specification's ReadProposalRound."""
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", str(event.get("round"))).lower()
     return name.removesuffix("_round") or name
+
+
+def _is_operator(who: str) -> bool:
+    return who.startswith("operator")
 
 
 def _is_agent(who: str) -> bool:

@@ -93,7 +93,7 @@ class _Board:
 
     def render(self) -> RenderableType:
         self.story.pass_time(time.time())
-        return Group(Rule(style="dim"), *self._heading(), self._agents(), *self._waiting())
+        return Group(Rule(style="dim"), *self._heading(), self._members(), *self._waiting())
 
     def _heading(self) -> list[RenderableType]:
         story = self.story
@@ -106,17 +106,17 @@ class _Board:
         second = [Text(story.step, "dim", no_wrap=True, overflow="ellipsis")] if story.step and story.round else []
         return [grid, *second]
 
-    def _agents(self) -> RenderableType:
+    def _members(self) -> RenderableType:
         grid = Table.grid(padding=(0, 1), expand=True)
         grid.add_column(width=1)
         grid.add_column(no_wrap=True, width=_SUBJECT_WIDTH)
         grid.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
         grid.add_column(no_wrap=True, justify="right", width=_TIME_WIDTH, style="dim")
-        for name, agent in sorted(self.story.agents.items()):
-            waited_ms = 1000 * (self.story.now - agent.since)
-            style = _STYLES[agent.tone]
-            clock = duration(waited_ms) if waited_ms >= 1000 and agent.tone is not Tone.DONE else ""
-            grid.add_row(Text(_SIGNS[agent.tone], style), name, Text(agent.doing), clock)
+        for name, member in [*sorted(self.story.operators.items()), *sorted(self.story.agents.items())]:
+            waited_ms = 1000 * (self.story.now - member.since)
+            style = _STYLES[member.tone]
+            clock = duration(waited_ms) if waited_ms >= 1000 and member.tone is not Tone.DONE else ""
+            grid.add_row(Text(_SIGNS[member.tone], style), name, Text(member.doing), clock)
         return grid
 
     def _waiting(self) -> list[RenderableType]:
