@@ -7,8 +7,8 @@
 
 - Four connections come from one node (consensus, mempool, query, snapshot). Each gets its answers in the order of its
   requests; a handler that awaits lets only the other connections run.
-- A handler that raises ends the application: the node is told (it stops), every connection is closed, and
-  `Server.failed` holds the exception. Nothing is retried here, because a state machine that failed once would diverge.
+- A handler that raises ends the application: the node is told (it stops), no connection gets another answer, and
+  `Server.failed` holds the exception. Nothing is retried: a state machine that failed once would diverge.
 - Frames are a uvarint length and a message, both ways. One that is too large or no request closes its connection.
 """
 
@@ -146,6 +146,8 @@ class Server:
     async def _answer_all(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             request = await _read_request(reader)
+            if self.failed.done():
+                return
             response = await self._answer(request)
             writer.write(encode_frame(response))
             if self.failed.done():

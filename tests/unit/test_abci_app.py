@@ -1,0 +1,419 @@
+"""The application's handlers, called as CometBFT calls them, by a consensus that fits on a page."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quorate.abci import (
+    Broadcast,
+    Genesis,
+    ServiceApp,
+    SignedPayload,
+    Store,
+    UnsignedPayload,
+    Via,
+    make_testnet,
+    payload_for,
+)
+from quorate.abci import opening_of as opening
+from quorate.abci.pb.tendermint.abci import types_pb2 as pb
+from quorate.abci.transaction import Kind, encode_bundle, encode_single
+from quorate.errors import ConfigError
+from quorate.fsm import Period, Service, Settled
+from tests.chain_of_agents.keys import Key, keys
+from tests.chain_of_agents.services import counting
+
+ACCEPT, REJECT = pb.ResponseProcessProposal.ACCEPT, pb.ResponseProcessProposal.REJECT
+COMMIT_FLAG, ABSENT_FLAG = 2, 1
+
+
+class Recorder:
+    """An agent that answers each round at once (`is_fast`), or when the test calls `answer`."""
+
+    def __init__(self, key: Key, chain_id: str, is_fast: bool) -> None:
+        self.key, self.chain_id, self.is_fast = key, chain_id, is_fast
+        self.app: ServiceApp
+        self.opens: list[tuple[int, bool]] = []
+        self.settles: list[tuple[int, int]] = []
+        self.ways: list[tuple[int, Via]] = []
+
+    def opened(self, period: Period, committed: bool) -> None:
+        self.opens.append((period.sequence, committed))
+        if self.is_fast:
+            self.answer(period)
+
+    def answer(self, period: Period) -> SignedPayload:
+        payload = self.payload(period)
+        self.app.offer(payload)
+        return payload
+
+    def payload(self, period: Period) -> SignedPayload:
+        value = period.state.value + 1  # type: ignore[attr-defined]  # the test service's own state
+        unsigned = payload_for(self.chain_id, period, period.round.encode(value))
+        return unsigned.signed(self.key.address, self.key.sign_digest(unsigned.digest()))
+
+    def settled(self, settled: Settled, period: Period, height: int) -> None:
+        self.settles.append((settled.sequence, height))
+
+    def sent(self, payload: SignedPayload, via: Via) -> None:
+        self.ways.append((payload.sequence, via))
+
+    async def sign_tick(self, tick: UnsignedPayload) -> bytes:
+        return self.key.sign_digest(tick.digest())
+
+
+class Consensus:
+    """Decides one block after the other for its applications; every one is checked, as on a chain of honest nodes."""
+
+    def __init__(self, folder: Path, *, is_fast: bool = True, service: Service = counting, n: int = 4) -> None:
+        self.homes = [folder / str(index) for index in range(n)]
+        self.keys = keys(n)
+        self.service = service
+        self.genesis: Genesis = make_testnet(
+            self.homes, chain_id="chain-1", service=service, signers=self.keys, ports=list(range(30001, 30001 + n))
+        )
+        self.is_fast = is_fast
+        self.agents: list[Recorder] = []
+        self.mempools: list[list[bytes]] = [[] for _ in range(n)]
+        self.apps = [self._load(index) for index in range(n)]
+        self.extensions: dict[int, bytes] = {}
+        self.height = 0
+        self.time_ms = int(time.time() * 1000)
+        self.hashes: list[bytes] = []
+        self.last_request = pb.RequestFinalizeBlock()
+
+    def _load(self, index: int) -> ServiceApp:
+        agent = Recorder(self.keys[index], "chain-1", self.is_fast)
+        self.agents[index : index + 1] = [agent]
+        store = Store(self.homes[index] / "app.db", "chain-1")
+        app = agent.app = ServiceApp(self.service, self.genesis, self.keys[index].address, store, agent)
+
+        async def broadcast(tx: bytes) -> Broadcast:
+            code = (await app.check_tx(pb.RequestCheckTx(tx=tx))).code
+            if code == 0 and tx not in self.mempools[index]:
+                self.mempools[index].append(tx)
+            return Broadcast(code, "")
+
+        app.start(broadcast)
+        return app
+
+    async def restart(self, index: int) -> ServiceApp:
+        """As after kill -9: what was not durable is gone."""
+        self.apps[index] = self._load(index)
+        return self.apps[index]
+
+    async def init(self) -> None:
+        for app in self.apps:
+            self.hashes[:] = [(await app.init_chain(self.init_request())).app_hash]
+        await asyncio.sleep(0.05)
+
+    def init_request(self) -> pb.RequestInitChain:
+        document = self.genesis.document()
+        state = json.dumps(document["app_state"]).encode()
+        request = pb.RequestInitChain(chain_id=document["chain_id"], app_state_bytes=state)
+        for validator in document["validators"]:
+            update = request.validators.add(power=int(validator["power"]))
+            update.pub_key.ed25519 = base64.b64decode(validator["pub_key"]["value"])
+        return request
+
+    def _votes(self, votes: object, absent: tuple[int, ...], with_extensions: bool) -> None:
+        for index, member in enumerate(self.genesis.members):
+            vote = votes.add()  # type: ignore[attr-defined]  # a repeated protobuf field
+            vote.validator.address = bytes.fromhex(member.validator_address)
+            vote.block_id_flag = ABSENT_FLAG if index in absent else COMMIT_FLAG
+            if with_extensions and index not in absent:
+                vote.vote_extension = self.extensions.get(index, b"")
+
+    async def propose(self, proposer: int = 0) -> list[bytes]:
+        request = pb.RequestPrepareProposal(max_tx_bytes=1 << 20, height=self.height + 1, txs=self.mempools[proposer])
+        self._votes(request.local_last_commit.votes, (), True)
+        return list((await self.apps[proposer].prepare_proposal(request)).txs)
+
+    async def judge(self, index: int, txs: list[bytes]) -> int:
+        request = pb.RequestProcessProposal(txs=txs, height=self.height + 1, hash=b"judged")
+        request.time.FromMilliseconds(self.time_ms)
+        status: int = (await self.apps[index].process_proposal(request)).status
+        return status
+
+    async def block(self, txs: list[bytes] | None = None, *, without: tuple[int, ...] = ()) -> bytes:
+        """Decide one block; `without` agents are away. Returns the app hash, on which all others agree."""
+        proposer = next(i for i in range(len(self.apps)) if i not in without)
+        txs = await self.propose(proposer) if txs is None else txs
+        self.height += 1
+        self.time_ms += 50
+        self.last_request = pb.RequestFinalizeBlock(txs=txs, height=self.height, hash=b"block%d" % self.height)
+        self.last_request.time.FromMilliseconds(self.time_ms)
+        self._votes(self.last_request.decided_last_commit.votes, (), False)
+        chosen = [i for i in range(len(self.apps)) if i not in without]
+        await asyncio.gather(*map(self._vote, chosen))
+        hashes = {await self.decide(self.apps[i]) for i in chosen}
+        assert len(hashes) == 1, f"the agents part at block {self.height}"
+        self.hashes.append(hashes.pop())
+        for i in chosen:
+            self.mempools[i] = [tx for tx in self.mempools[i] if (await self._recheck(i, tx)).code == 0]
+        return self.hashes[-1]
+
+    async def _recheck(self, index: int, tx: bytes) -> pb.ResponseCheckTx:
+        return await self.apps[index].check_tx(pb.RequestCheckTx(tx=tx, type=pb.RECHECK))
+
+    async def _vote(self, index: int) -> None:
+        q = self.last_request
+        same: dict[str, Any] = {"txs": q.txs, "height": q.height, "hash": q.hash, "time": q.time}
+        same["proposed_last_commit"] = q.decided_last_commit
+        assert (await self.apps[index].process_proposal(pb.RequestProcessProposal(**same))).status == ACCEPT
+        self.extensions[index] = (await self.apps[index].extend_vote(pb.RequestExtendVote(**same))).vote_extension
+        assert await self.verify(index, self.extensions[index]) == ACCEPT
+
+    async def verify(self, validator: int, extension: bytes) -> int:
+        address = bytes.fromhex(self.genesis.members[validator].validator_address)
+        request = pb.RequestVerifyVoteExtension(validator_address=address, height=self.height, vote_extension=extension)
+        answers = {(await app.verify_vote_extension(request)).status for app in self.apps}
+        assert len(answers) == 1, "VerifyVoteExtension must be the same on all (requirement 7)"
+        answer: int = answers.pop()
+        return answer
+
+    async def decide(self, app: ServiceApp) -> bytes:
+        app_hash: bytes = (await app.finalize_block(self.last_request)).app_hash
+        await app.commit(pb.RequestCommit())
+        assert app.app_hash == app_hash
+        return app_hash
+
+    async def close(self) -> None:
+        for app in self.apps:
+            await app.stop()
+            assert not app.failed.done()
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quorate.abci.app._QUIET_S", 0.02)
+
+
+@pytest.fixture
+async def chain(tmp_path: Path) -> AsyncIterator[Consensus]:
+    chain = Consensus(tmp_path)
+    await chain.init()
+    yield chain
+    await chain.close()
+
+
+@pytest.fixture
+async def slow(tmp_path: Path) -> AsyncIterator[Consensus]:
+    """Acts answer only when the test says so."""
+    chain = Consensus(tmp_path, is_fast=False)
+    await chain.init()
+    yield chain
+    await chain.close()
+
+
+async def test_fast_acts_take_one_block_a_round_by_vote_extensions(chain: Consensus) -> None:
+    for _ in range(10):
+        await chain.block()
+    assert chain.apps[0].period.sequence >= 9
+    assert {via for sequence, via in chain.agents[0].ways if sequence > 1} == {"extension"}
+    assert chain.agents[0].settles[-3:] == [(s, s + 1) for s in (7, 8, 9)]
+
+
+async def test_a_late_payload_goes_as_a_transaction_and_counts(slow: Consensus) -> None:
+    for _ in range(5):
+        await slow.block()
+    assert slow.apps[0].is_asleep
+    for agent in slow.agents[:3]:
+        agent.answer(agent.app.period)
+    await asyncio.sleep(0.02)
+    assert [len(pool) for pool in slow.mempools] == [1, 1, 1, 0]
+    slow.mempools[0] = [tx for pool in slow.mempools for tx in pool]  # gossip
+    await slow.block()
+    assert slow.apps[3].period.sequence == 2
+    assert slow.mempools[0] == [], "a stale payload in a mempool would keep the chain awake (trap 6)"
+
+
+async def test_blocks_without_news_leave_the_app_hash_alone(slow: Consensus) -> None:
+    hashes = [await slow.block() for _ in range(5)]
+    assert len(set(hashes[2:])) == 1
+
+
+async def test_a_restarted_application_replays_to_the_same_state(chain: Consensus) -> None:
+    """Killed before Commit it gets the block again; killed after it, it has the state (trap 5)."""
+    for _ in range(4):
+        await chain.block()
+    before = chain.apps[3].height
+    await chain.block(without=(3,))
+    request = chain.last_request
+    await chain.apps[3].finalize_block(request)  # ... and killed here
+    app = await chain.restart(3)
+    info = await app.info(pb.RequestInfo())
+    assert (info.last_block_height, info.last_block_app_hash) == (before, chain.hashes[-2])
+    assert await chain.decide(app) == chain.hashes[-1]
+    again = await chain.restart(3)
+    info = await again.info(pb.RequestInfo())
+    assert (info.last_block_height, info.last_block_app_hash) == (before + 1, chain.hashes[-1])
+    await chain.block()
+
+
+async def test_a_commit_without_its_block_stops_instead_of_diverging(chain: Consensus) -> None:
+    await chain.block()
+    with pytest.raises(ConfigError, match="not finalized"):
+        await chain.apps[0].commit(pb.RequestCommit())
+
+
+async def test_nobody_acts_in_rounds_long_gone_while_an_agent_catches_up(chain: Consensus) -> None:
+    requests = []
+    for _ in range(8):
+        await chain.block(without=(3,))
+        requests.append(chain.last_request)
+    late, agent = chain.apps[3], chain.agents[3]
+    agent.opens.clear()
+    for request in requests:
+        chain.last_request = request
+        await chain.decide(late)
+    assert agent.opens == []
+    await asyncio.sleep(0.1)
+    assert agent.opens == [(late.period.sequence, True)]
+    assert late.app_hash == chain.hashes[-1]
+
+
+async def test_acts_start_with_the_proposal_and_are_told_when_it_is_decided(chain: Consensus) -> None:
+    for _ in range(4):
+        await chain.block()
+    opens = chain.agents[1].opens
+    assert (3, False) in opens
+    assert (3, True) in opens
+    assert opens.index((3, False)) < opens.index((3, True))
+
+
+async def test_every_honest_proposal_is_accepted_by_every_honest_node(slow: Consensus) -> None:
+    """Requirement 3, with payloads in time, late, and of rounds ahead in the mempools."""
+    for step in range(12):
+        agent = slow.agents[step % 4]
+        agent.answer(agent.app.period)
+        await asyncio.sleep(0.005)
+        slow.mempools = [sorted({tx for pool in slow.mempools for tx in pool}) for _ in slow.mempools]
+        for proposer in range(4):
+            txs = await slow.propose(proposer)
+            assert [await slow.judge(i, txs) for i in range(4)] == [ACCEPT] * 4
+        await slow.block()
+    assert slow.apps[0].period.sequence > 2
+
+
+async def test_malformed_forged_foreign_and_stale_proposals_are_refused(slow: Consensus) -> None:
+    for _ in range(3):
+        await slow.block()
+    period = slow.apps[0].period
+    payloads = [agent.payload(period) for agent in slow.agents]
+    forged = UnsignedPayload("chain-1", 0, 1, payloads[0].round, opening(period), b"1")
+    good = encode_bundle(payloads[:3])
+    assert await slow.judge(1, [good]) == ACCEPT
+    for txs in (
+        [b""],
+        [b"\x01"],
+        [b"\x01garbage"],
+        [bytes([7]) + good[1:]],
+        [good, good],
+        [encode_single(Kind.PAYLOAD, payloads[3]), good],
+        [encode_bundle(payloads[2::-1])],
+        [encode_single(Kind.PAYLOAD, forged.signed(payloads[0].sender, payloads[0].signature[::-1]))],
+        [encode_single(Kind.PAYLOAD, slow.agents[0].payload(_other_chain(period)))],
+    ):
+        assert await slow.judge(1, txs) == REJECT
+    await slow.block([good])
+    assert await slow.judge(1, [good]) == REJECT, "the same bytes again"
+
+
+def _other_chain(period: Period) -> Period:
+    """The same round, reached over other blocks."""
+    return replace(period, state=replace(period.state, value=77))  # type: ignore[call-arg]  # the test service's state
+
+
+async def test_a_vote_extension_is_judged_by_its_bytes_alone(slow: Consensus) -> None:
+    for _ in range(3):
+        await slow.block()
+    period = slow.apps[0].period
+    mine = slow.agents[0].payload(period).encode()
+    assert await slow.verify(0, b"") == ACCEPT
+    assert await slow.verify(0, mine) == ACCEPT
+    assert await slow.verify(1, mine) == REJECT, "another member's payload"
+    assert await slow.verify(0, b"junk") == REJECT
+    assert await slow.verify(0, mine + bytes(9000)) == REJECT
+    await slow.block([encode_bundle([agent.payload(period) for agent in slow.agents])])
+    assert await slow.verify(0, mine) == ACCEPT, "stale, but no node may judge by its own state"
+
+
+async def test_the_mempool_is_strict_on_the_past_and_lenient_by_two_rounds_on_the_future(slow: Consensus) -> None:
+    for _ in range(3):
+        await slow.block()
+    app, agent, period = slow.apps[0], slow.agents[1], slow.apps[0].period
+    await slow.block([encode_bundle([a.payload(period) for a in slow.agents[:3]])])
+
+    async def check(sequence: int) -> int:
+        payload = agent.payload(replace(app.period, sequence=sequence))
+        code: int = (await app.check_tx(pb.RequestCheckTx(tx=encode_single(Kind.PAYLOAD, payload)))).code
+        return code
+
+    assert [await check(sequence) for sequence in (1, 2, 3, 4, 5)] == [1, 0, 0, 0, 1]
+
+
+async def test_only_nodes_of_the_genesis_may_connect(chain: Consensus) -> None:
+    async def code(path: str) -> int:
+        found: int = (await chain.apps[0].query(pb.RequestQuery(path=path))).code
+        return found
+
+    assert await code(f"/p2p/filter/id/{chain.genesis.members[1].node_id}") == 0
+    assert await code("/p2p/filter/id/" + "ab" * 20) == 1
+    assert await code("/p2p/filter/addr/127.0.0.1:1") == 0
+    assert await code("/status") == 0
+    assert await code("/else") == 1
+
+
+async def test_a_node_with_another_genesis_is_refused_at_the_first_block(tmp_path: Path) -> None:
+    chain = Consensus(tmp_path)
+    for change in ("chain_id", "app_state_bytes", "power"):
+        request = chain.init_request()
+        if change == "power":
+            request.validators[0].power = 1
+        else:
+            setattr(request, change, {"chain_id": "chain-2", "app_state_bytes": b"{}"}[change])
+        with pytest.raises(ConfigError, match="genesis"):
+            await chain.apps[0].init_chain(request)
+    await chain.close()
+
+
+async def test_only_an_agents_own_payload_can_be_offered_and_a_late_one_is_dropped(slow: Consensus) -> None:
+    for _ in range(3):
+        await slow.block()
+    old = slow.apps[0].period
+    with pytest.raises(ConfigError, match="did not sign"):
+        slow.apps[0].offer(slow.agents[1].payload(old))
+    await slow.block([encode_bundle([agent.payload(old) for agent in slow.agents])])
+    slow.agents[0].answer(old)
+    await asyncio.sleep(0.01)
+    assert slow.mempools[0] == []
+
+
+async def test_whoever_is_no_member_cannot_start(chain: Consensus) -> None:
+    stranger = Key("stranger")
+    store = Store(chain.homes[0] / "other.db", "chain-1")
+    with pytest.raises(ConfigError, match="no member of chain-1"):
+        ServiceApp(counting, chain.genesis, stranger.address, store, chain.agents[0])
+    store.close()
+
+
+async def test_a_fault_of_the_agent_beside_a_handler_reaches_the_host(tmp_path: Path) -> None:
+    chain = Consensus(tmp_path, n=1)
+
+    def fail(period: Period, committed: bool) -> None:
+        raise RuntimeError("the agent failed")
+
+    chain.agents[0].opened = fail  # type: ignore[method-assign]  # the fault of this test
+    await chain.init()
+    assert str(await asyncio.wait_for(chain.apps[0].failed, 1)) == "the agent failed"
+    await chain.apps[0].stop()
