@@ -256,6 +256,19 @@ contract OperatorRegistryUnbondTest is RegistryTest {
         registry.withdraw();
     }
 
+    function test_withdraw_worksInTheFirstSecondAfterTheDelayAndNotBefore() public {
+        _stake(OPERATOR, MINIMUM);
+        _unbond(OPERATOR, MINIMUM);
+        uint256 ready = vm.getBlockTimestamp() + DELAY;
+        vm.warp(ready - 1);
+        vm.expectRevert(abi.encodeWithSelector(IOperatorRegistry.StillUnbonding.selector, ready, ready - 1));
+        vm.prank(OPERATOR);
+        registry.withdraw();
+        vm.warp(ready);
+        vm.prank(OPERATOR);
+        registry.withdraw();
+    }
+
     function testFuzz_withdraw_givesBackExactlyWhatUnbonded(uint256 staked, uint256 amount) public {
         staked = bound(staked, 1, RICH);
         amount = bound(amount, 1, staked);
