@@ -103,10 +103,10 @@ class Checkout:
     def environment(self, **variables: str) -> dict[str, str]:
         return {"HOME": str(self.home), "PATH": f"{self.bin}:/usr/bin:/bin", **variables}
 
-    def start(self, *arguments: str, cwd: Path | None = None, **variables: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [self.root / "quorate", *arguments],
-            cwd=cwd or self.root,
+            cwd=self.root,
             env=self.environment(**variables),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -115,9 +115,9 @@ class Checkout:
             start_new_session=True,
         )
 
-    def run(self, *arguments: str, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run `./quorate ARGUMENTS` to its end."""
-        process = self.start(*arguments, cwd=cwd, **variables)
+        process = self.start(*arguments, **variables)
         try:
             out, err = process.communicate(timeout=TIMEOUT_S)
         finally:

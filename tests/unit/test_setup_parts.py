@@ -396,4 +396,4 @@ def test_a_terminal_gets_one_status_line_that_fits() -> None:
 
 def test_sizes_and_durations_are_written_for_people() -> None:
     assert [in_bytes(n) for n in (0, 1, 28_400_000, 3_300_000_000)] == ["0 MB", "1 MB", "28 MB", "3.3 GB"]
-    assert [in_seconds(s) for s in (3.21, 8, 94.4, 240)] == ["3.2 s", "8 s", "94 s", "4 min"]
+    assert [in_seconds(s) for s in (3.21, 8, 94.4, 227)] == ["3.2 s", "8 s", "94 s", "3 min 47 s"]

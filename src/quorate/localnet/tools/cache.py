@@ -230,18 +230,17 @@ def _fact(path: Path) -> list[object]:
 
 def _installed_fault(folder: Path) -> str:
     """What is wrong with the installed Python packages below `folder`, judged by their own RECORD files; nothing if
-    all is well.
+    all is well. A file that several packages bring (some ship a `docs` folder) may be any one's.
     """
-    for record in sorted(folder.glob("lib/python*/site-packages/*.dist-info/RECORD")):
-        site = record.parent.parent
+    expected: dict[Path, set[str]] = {}
+    for record in folder.glob("lib/python*/site-packages/*.dist-info/RECORD"):
         with record.open(newline="") as file:
             for name, digest, *_ in csv.reader(file):
-                if not digest.startswith("sha256="):
-                    continue
-                path = site / name
-                if not path.is_file():
-                    return f"{path} is gone"
-                found = base64.urlsafe_b64encode(bytes.fromhex(hash_file(path))).rstrip(b"=").decode()
-                if found != digest.removeprefix("sha256="):
-                    return f"{path} has been changed"
+                if digest.startswith("sha256="):
+                    expected.setdefault(record.parent.parent / name, set()).add(digest.removeprefix("sha256="))
+    for path, digests in expected.items():
+        if not path.is_file():
+            return f"{path} is gone"
+        if base64.urlsafe_b64encode(bytes.fromhex(hash_file(path))).rstrip(b"=").decode() not in digests:
+            return f"{path} has been changed"
     return ""

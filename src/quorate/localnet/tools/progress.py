@@ -28,9 +28,9 @@ def in_bytes(count: float) -> str:
 
 
 def in_seconds(seconds: float) -> str:
-    """A duration for people: `3.2 s`, `8 s`, `94 s`, `4 min`."""
+    """A duration for people: `3.2 s`, `8 s`, `94 s`, `3 min 47 s`."""
     if seconds >= 180:
-        return f"{seconds / 60:.0f} min"
+        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
     return f"{seconds:.0f} s" if seconds >= 10 or seconds == int(seconds) else f"{seconds:.1f} s"
 
 
@@ -55,7 +55,10 @@ class Step:
         """How far it is: bytes against the expectation where bytes are known, else seconds against the expectation."""
         if self.note:
             return f"{self.name}: {self.note} ({in_seconds(self.seconds)})"
-        spent = f"{self.seconds:.0f} s of about {in_seconds(self.expected_s)}"
+        expected = f"about {in_seconds(self.expected_s)}"
+        spent = f"{self.seconds:.0f} s of {expected}"
+        if self.seconds > self.expected_s:
+            spent = f"{self.seconds:.0f} s, {expected} expected"
         if self.expected_bytes:
             return f"{self.name}: {in_bytes(self.bytes)} of about {in_bytes(self.expected_bytes)}, {spent}"
         return f"{self.name}: {spent}"
