@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from quorate.errors import Malformed
 from quorate.units import Address, Bps, Hash
 
 from .policy import Policy, Verdict
@@ -14,6 +16,8 @@ from .policy import Policy, Verdict
 __all__ = ["Choice", "Judgement", "Reading", "choose", "nearness", "weights"]
 
 Choice = Literal["FOR", "AGAINST", "ABSTAIN"]
+
+_ADDRESS, _HASH = re.compile("0x[0-9a-fA-F]{40}"), re.compile("0x[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,18 @@ class Judgement:
     summary: Hash | None
     """keccak256 of the language model's words. They weigh nothing."""
 
+    def __post_init__(self) -> None:
+        """The rationale shows every agent's judgement, a liar's too: words in a hash's place never count."""
+        for cosine in (self.welcome, self.forbidden):
+            if abs(cosine) > 10_000:
+                raise ValueError(f"a cosine of {cosine}; expected -10000 to 10000")
+        for operator in (self.operator, self.summary_operator):
+            if operator and not _ADDRESS.fullmatch(operator):
+                raise ValueError(f"an operator {operator[:80]!r}; expected an address or nothing")
+        for digest in (self.receipt, self.summary_receipt, self.summary):
+            if digest is not None and not _HASH.fullmatch(digest):
+                raise ValueError(f"a digest {digest[:80]!r}; expected 0x and 64 small hex digits")
+
 
 def choose(verdict: Verdict, welcome: Bps, forbidden: Bps, margin: Bps) -> Choice:
     """Code decides what it can; within what it allows, the embeddings do; in doubt the delegate abstains."""
@@ -69,18 +85,21 @@ def weights(verdict: Verdict) -> dict[str, int]:
 def nearness(policy: Policy, vectors: Sequence[Sequence[float]]) -> tuple[Bps, Bps]:
     """Cosine of the first vector with the nearest welcomed and the nearest forbidden sentence, in basis points.
 
-    `vectors` holds the purpose's, then one for each welcomed, then one for each forbidden sentence.
+    `vectors` holds the purpose's, then one for each welcomed, then one for each forbidden sentence. They are an
+    operator's answer: `Malformed` where they cannot be compared.
     """
+    expected = 1 + len(policy.welcome) + len(policy.forbidden)
+    lengths = sorted({len(vector) for vector in vectors})
+    if len(vectors) != expected or len(lengths) != 1:
+        raise Malformed(f"{len(vectors)} vectors of lengths {lengths}; expected {expected} of one length")
     purpose, *sentences = vectors
-    if len(sentences) != len(policy.welcome) + len(policy.forbidden):
-        raise ValueError(f"{len(sentences)} vectors for {len(policy.welcome) + len(policy.forbidden)} sentences")
     cosines = [_cosine_bps(purpose, sentence) for sentence in sentences]
     return Bps(max(cosines[: len(policy.welcome)])), Bps(max(cosines[len(policy.welcome) :]))
 
 
 def _cosine_bps(a: Sequence[float], b: Sequence[float]) -> int:
-    dot = sum(x * y for x, y in zip(a, b, strict=True))
-    norm = math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
-    if not norm:
-        raise ValueError("an embedding of length zero has no direction")
-    return round(10_000 * dot / norm)
+    norm = math.hypot(*a) * math.hypot(*b)
+    cosine = sum(x * y for x, y in zip(a, b, strict=True)) / norm if norm else math.nan
+    if not math.isfinite(cosine):
+        raise Malformed("an embedding has no direction: its length is zero or beyond all numbers")
+    return max(-10_000, min(10_000, round(10_000 * cosine)))

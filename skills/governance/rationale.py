@@ -12,8 +12,11 @@ from quorate.units import Address, Hash
 
 from .judgement import Choice, Judgement, Reading, weights
 from .policy import Policy
+from .words import one_line
 
 __all__ = ["build_rationale", "hash_rationale", "write_reason"]
+
+_LONGEST_REASON = 300  # characters of the ruling's reason: what goes on-chain is paid for by the byte
 
 
 def build_rationale(
@@ -47,4 +50,5 @@ def write_reason(support: Choice, reading: Reading, rationale_hash: Hash) -> str
     decider = (
         "policy in code" if reading.verdict != "ALLOWED" else "nearness to the policy's sentences, within its limits"
     )
-    return f"{support}: {reading.reason}. Decided by {decider}. Rationale keccak256 {rationale_hash}"
+    reason = one_line(reading.reason, _LONGEST_REASON)
+    return f"{support}: {reason}. Decided by {decider}. Rationale keccak256 {rationale_hash}"

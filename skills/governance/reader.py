@@ -14,13 +14,15 @@ from quorate.signatures import keccak
 from quorate.units import Address, Hash
 
 from .judgement import Reading
+from .words import one_line
 
 __all__ = ["NO_SUMMARY", "Summary", "read_aloud"]
 
+_LONGEST = 160
 _SCHEMA: dict[str, Any] = {
     "title": "summary",
     "type": "object",
-    "properties": {"summary": {"type": "string", "minLength": 10, "maxLength": 160}},
+    "properties": {"summary": {"type": "string", "minLength": 10, "maxLength": _LONGEST}},
     "required": ["summary"],
     "additionalProperties": False,
 }
@@ -55,7 +57,7 @@ async def read_aloud(client: ModelClient, model: str, reading: Reading, descript
     chain = _PROMPT | chat.with_structured_output(_SCHEMA, include_raw=True)
     began = time.monotonic()
     answer = await chain.ainvoke({"action": reading.action_text[:300], "text": description[:600]})
-    text = str(answer["parsed"]["summary"]).strip()
+    text = one_line(str(answer["parsed"]["summary"]), _LONGEST)
     about = answer["raw"].response_metadata
     return Summary(
         text=text,

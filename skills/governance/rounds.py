@@ -30,6 +30,7 @@ from .judgement import Choice, Judgement, Reading, choose, nearness, weights
 from .policy import Policy, rule_on
 from .rationale import build_rationale, hash_rationale, write_reason
 from .reader import NO_SUMMARY, Summary, read_aloud
+from .words import one_line
 
 __all__ = ["Delegation", "Draft", "draft", "judge", "read", "transitions", "watch"]
 
@@ -134,11 +135,11 @@ async def read(ctx: DelegateContext, state: Delegation) -> Reading:
     return Reading(
         proposal=proposal.id,
         actions=_hash_actions(proposal),
-        action_text="; ".join(action.text for action in actions)[:1000],
+        action_text=one_line("; ".join(action.text for action in actions), 1000),
         purpose=_purpose_of(proposal.description),
         verdict=ruling.verdict,
         rule=ruling.rule,
-        reason=ruling.reason,
+        reason=one_line(ruling.reason, 1000),
     )
 
 
@@ -218,12 +219,12 @@ async def _measure(ctx: DelegateContext, reading: Reading, weight_bps: int) -> _
         embedding = await ctx.model.embed(
             [reading.purpose, *policy.welcome, *policy.forbidden], model=ctx.config.embedding_model
         )
+        welcome, forbidden = nearness(policy, embedding.vectors)
     except ModelError as error:
         if weight_bps:
             raise
         ctx.emit("refused", operator="", reason=str(error))
         return _Measured(Bps(0), Bps(0), Address(""), None)
-    welcome, forbidden = nearness(policy, embedding.vectors)
     text = f"{welcome / 100:.1f} % near to welcomed, {forbidden / 100:.1f} % to forbidden"
     for attempt in embedding.attempts:
         ctx.emit("refused", operator=attempt.operator, reason=attempt.reason)
@@ -279,8 +280,8 @@ def _hash_actions(proposal: Proposal) -> Hash:
 
 
 def _purpose_of(description: str) -> str:
-    """The first line that says something, without Markdown's marks; at most 120 characters."""
+    """The first line that says something, without Markdown's marks and hidden characters; at most 120 characters."""
     for line in description.splitlines():
-        if title := "".join(c for c in line if c.isprintable()).strip("#*_ "):
-            return title[:120]
+        if title := one_line(line, 120).strip("#*_ "):
+            return title
     return "(no title)"

@@ -17,7 +17,7 @@ class Journal:
 
     def __init__(self, path: Path, who: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._file = path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
         self._who = who
         self._acting_since: dict[int, float] = {}
         self._acted_ms: dict[int, int] = {}
