@@ -83,6 +83,13 @@ def test_a_failed_call_is_told_as_failed() -> None:
     assert outcome.event == "FAILED"
 
 
+def test_when_every_keeper_has_tried_the_settlement_has_failed() -> None:
+    state = replace(STATE, keeper=AGENTS[1])  # period 2 began with the third agent
+    outcome = confirm.at_deadline(state, votes())
+    assert outcome is not None
+    assert outcome.event == "FAILED"
+
+
 def test_a_silent_keeper_is_followed_by_the_next_participant_and_the_last_by_the_first() -> None:
     state = replace(STATE, keeper=AGENTS[3])
     outcome = confirm.at_deadline(state, votes())

@@ -103,8 +103,8 @@ def keep_signatures(state: S, votes: Votes[SafeSignature]) -> Outcome[Literal["D
             by_digest[payload.digest].append((sender, payload))
     for digest in sorted(by_digest):
         if len(by_digest[digest]) >= votes.quorum:
-            keeper = state.participants[state.period % len(state.participants)]
-            done = replace(state, signatures=tuple(by_digest[digest]), keeper=keeper, settlement=None)
+            signed = tuple(by_digest[digest])
+            done = replace(state, signatures=signed, keeper=_first_keeper(state), settlement=None)
             return Outcome("DONE", done)
     best = max((len(group) for group in by_digest.values()), default=0)
     return Outcome("NO_MAJORITY", state) if best + votes.n - len(votes) < votes.quorum else None
@@ -124,10 +124,16 @@ def keep_settlement(state: S, votes: Votes[Settlement]) -> Outcome[Literal["DONE
     return Outcome("NO_MAJORITY", state) if votes.split() else None
 
 
-def rotate_keeper(state: S, votes: Votes[Settlement]) -> Outcome[Literal["ROTATE"], S] | None:
-    """The keeper's time is over: the next participant sends the same signed transaction."""
+def rotate_keeper(state: S, votes: Votes[Settlement]) -> Outcome[Literal["ROTATE", "FAILED"], S] | None:
+    """The keeper's time is over: the next participant sends the same signed transaction; FAILED when all have tried.
+
+    What failed may still be mined later: its signatures stay valid until the Safe's nonce moves on. So a service asks
+    the chain anew before it acts again, and takes the same nonce: of two transactions with one nonce, one happens.
+    """
     order = state.participants
     after = order[(order.index(state.keeper) + 1) % len(order)]
+    if after == _first_keeper(state):
+        return Outcome("FAILED", state)
     return Outcome("ROTATE", replace(state, keeper=after))
 
 
@@ -142,6 +148,10 @@ async def confirm(ctx: SettleContext, state: Any) -> Settlement:
         await ctx.sleep(0.25)
         settled = await ctx.settler.outcome(intent)
     return settled
+
+
+def _first_keeper(state: Settles) -> Address:
+    return state.participants[state.period % len(state.participants)]
 
 
 def _is_signed_by(sender: Address, payload: SafeSignature) -> bool:
