@@ -53,6 +53,7 @@ class AgentFile:
     misdeed: str = ""
     """What a faulty validator does: garbage_proposal, stale_proposal, omission, junk_extension, raises."""
     uses_extensions: bool = True
+    """False: payloads go as transactions alone, for comparison."""
 
 
 class Journal:
@@ -171,6 +172,11 @@ class FaultyApp(ServiceApp):
         if not self.file.uses_extensions:
             return pb.ResponseExtendVote()
         return await super().extend_vote(request)
+
+    def offer(self, payload: SignedPayload) -> None:
+        super().offer(payload)
+        if not self.file.uses_extensions:
+            self._send(payload)
 
 
 async def _run(folder: Path) -> int:

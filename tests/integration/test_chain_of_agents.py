@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import socket
 import time
+import tomllib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -155,6 +157,48 @@ async def test_an_idle_chain_sleeps_and_any_agent_wakes_it() -> None:
             took = max(chain.last(index, "settled")["t"] for index in range(4)) - start
             assert took < 2, f"waking took {took:.2f} s"
         assert chain.assert_equal_digests() > 5
+
+
+async def test_a_sleeping_chain_wakes_though_one_agent_and_so_each_fourth_proposer_is_dead() -> None:
+    async with ChainOfAgents("on_demand") as chain:
+        chain.start()
+        chain.allow(1)
+        await chain.until_settled(1)
+        await chain.kill(1)
+        for value in (2, 3, 4, 5):
+            await asyncio.sleep(0.7)
+            chain.allow(value)
+            took = await chain.until_settled(value, 0, 2, 3)
+            assert took < 5
+        chain.start(1)
+        await chain.until_settled(5, 1)
+        assert chain.assert_equal_digests() > 5
+
+
+async def test_a_long_dead_validator_is_demoted_so_that_the_others_rarely_wait_for_it() -> None:
+    async with ChainOfAgents("counting") as chain, _node(chain, 0) as node:
+        chain.start()
+        await chain.until_settled(5)
+        await chain.kill(3)
+        await chain.until_settled(chain.settled(0) + 40, 0, 1, 2)
+        assert sorted((await node.powers()).values()) == [2, 20, 20, 20]
+        chain.start(3)
+        async with asyncio.timeout(40):
+            while sorted((await node.powers()).values()) != [20, 20, 20, 20]:
+                await asyncio.sleep(0.2)
+        assert chain.assert_equal_digests() > 40
+
+
+async def test_a_port_that_is_taken_is_named_in_the_error() -> None:
+    async with ChainOfAgents("counting", n=1) as chain:
+        config = tomllib.loads((chain.homes[0] / "config" / "config.toml").read_text())
+        port = int(config["p2p"]["laddr"].rpartition(":")[2])
+        with socket.create_server(("127.0.0.1", port)):
+            chain.configure(0, crash_at=1)  # its end is expected
+            chain.start()
+            await chain.until(lambda: chain.processes[0].poll() is not None, 30, "the agent gives up")
+        assert chain.processes.pop(0).returncode == 3
+        assert f"127.0.0.1:{port}: bind: address already in use" in chain.last(0, "failed")["error"]
 
 
 async def test_a_deadline_ends_a_round_of_a_sleeping_chain_and_lets_it_sleep_again() -> None:

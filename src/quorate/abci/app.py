@@ -146,11 +146,11 @@ class ServiceApp(Application):
     def offer(self, payload: SignedPayload) -> None:
         """Send this agent's payload: by the next vote extension if it is in time, else as a transaction.
 
-        A payload for a round that is over is dropped. `ConfigError` where the payload is not this agent's own.
+        A payload that can no longer count is dropped. `ConfigError` where the payload is not this agent's own.
         """
         if payload.sender != self.me or not payload.is_signed_by_sender(self.genesis.chain_id):
             raise ConfigError(f"a payload of {payload.sender} that {self.me} did not sign for {self.genesis.chain_id}")
-        if payload.sequence < self._replica.period.sequence:
+        if not self._may_still_count(payload):
             return
         self._outbox.put(payload)
         if self._is_asleep or self._outbox.is_late(payload.opening):
@@ -382,12 +382,15 @@ class ServiceApp(Application):
         """Hand the payload to the mempool again and again: the node may be starting, or a peer have dropped it."""
         tx = encode_single(Kind.PAYLOAD, payload)
         self._agent.sent(payload, "transaction")
-        while payload.sequence >= self.period.sequence and self.me not in self._votes_in(payload.sequence):
+        while self._may_still_count(payload):
             await self._hand_over(tx)
             await asyncio.sleep(_RESEND_S)
 
-    def _votes_in(self, sequence: int) -> tuple[Address, ...]:
-        return self.period.votes.senders() if sequence == self.period.sequence else ()
+    def _may_still_count(self, payload: SignedPayload) -> bool:
+        """True while the round is to come, or goes on from the opening that was answered and without our payload."""
+        if payload.sequence != self.period.sequence:
+            return payload.sequence > self.period.sequence
+        return payload.opening == self._replica.opening and self.me not in self.period.votes
 
     async def _hand_over(self, tx: bytes) -> None:
         if self._broadcast is None:

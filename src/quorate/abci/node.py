@@ -145,10 +145,10 @@ class Node:
         found = (await self._ask("net_info", {}))["result"]["peers"]
         return frozenset(peer["node_info"]["id"] for peer in found)
 
-    async def block(self, height: int) -> dict[str, Any]:
-        """The decided block of `height`, as the RPC's JSON has it."""
-        found: dict[str, Any] = (await self._ask("block", {"height": str(height)}))["result"]["block"]
-        return found
+    async def powers(self) -> dict[str, int]:
+        """The voting power of each validator, by its address (upper-case hex)."""
+        found = (await self._ask("validators", {}))["result"]["validators"]
+        return {validator["address"]: int(validator["voting_power"]) for validator in found}
 
     async def _ask(self, method: str, params: dict[str, str]) -> dict[str, Any]:
         if self._session is None:

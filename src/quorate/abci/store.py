@@ -11,7 +11,7 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from quorate.errors import ConfigError
+from quorate.errors import ConfigError, SetupError
 
 __all__ = ["Store"]
 
@@ -49,8 +49,14 @@ class Store:
         return None if value is None else bytes(value)
 
     def save(self, value: bytes) -> None:
-        """Replace the state; when this returns, a killed process finds `value` again."""
-        self._db.execute("update state set value = ?", (value,))
+        """Replace the state; when this returns, a killed process finds `value` again. `SetupError` where it cannot."""
+        try:
+            self._db.execute("update state set value = ?", (value,))
+        except sqlite3.Error as error:
+            raise SetupError(
+                f"the agreed state could not be written to {self.path}: {error}",
+                fix="Make room on its disk and start the agent again; the chain replays what is missing.",
+            ) from error
 
     def close(self) -> None:
         self._db.close()
