@@ -36,7 +36,9 @@ def a_vote() -> list[Event]:
     text = "pays ten tokens from the treasury to an address, for the translation of the documentation into German"
     return [
         event("step", "demo", text="start four agents"),
-        event("registered", "operator-1", 1, stake="1,000 QRT", address=OPERATOR),
+        event("starting", "operator-1", 0, models=["minilm", "smollm2"], memory_need=1),
+        event("models", "operator-1", 1, seconds=31.2),
+        event("registered", "operator-1", 1, stake=1000 * 10**18, operator=OPERATOR, sent=["register", "stake"]),
         event("ready", "operator-1", 2, models=["minilm", "smollm2"]),
         *(event("ready", name, 3) for name in AGENTS),
         event("step", "demo", 4, text="start four agents", done=True, s=4.0),
@@ -66,7 +68,8 @@ def a_vote() -> list[Event]:
 def test_a_whole_vote_is_told_in_order_and_each_thing_once() -> None:
     lines = texts(told(*a_vote()))
     assert [line for line in lines if not line.startswith("operator-1: smollm2")] == [
-        "operator-1: is registered with a stake of 1,000 QRT",
+        "operator-1: has loaded its models in 31.2 s",
+        "operator-1: is registered with a stake of 1,000 tokens",
         "operator-1: is ready and serves minilm, smollm2",
         "demo: start four agents (4.0 s)",
         "operator-1: is not counted by agent-3: the receipt is signed by another key",

@@ -7,22 +7,22 @@ async with Supervisor(run.logs) as supervisor, agents(supervisor, run, root=root
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quorate.abci import make_testnet
-from quorate.chain.wallet import PASSPHRASE, Wallet
-from quorate.errors import ConfigError, SetupError
+from quorate.chain import Wallet
+from quorate.errors import ConfigError
 from quorate.fsm import Service
 from quorate.host.agent_file import AgentFile, EvmSettings
 from quorate.loader import load_service, load_settings
-from quorate.localnet.events import EventWriter, occurred
+from quorate.localnet.crew import Command, Crew
+from quorate.localnet.keys import PASSPHRASE, new_passphrase, save_keystore
 from quorate.localnet.ports import held_ports
 from quorate.localnet.processes import Child, Supervisor
 from quorate.localnet.run_dir import RunDir
@@ -33,22 +33,17 @@ __all__ = ["HOST", "READY_S", "Agents", "agents"]
 HOST = ("-m", "quorate.host")
 """What Python runs as an agent; its one argument is the agent's home."""
 READY_S = 120.0  # 4 s on a free machine; open-aea's first import is most of it
-_LIGHT_SCRYPT_N = 2**12  # the passphrase has 256 random bits: there is nothing to guess, so opening may be fast
 
 
-@dataclass
+@dataclass(frozen=True)
 class Agents:
     """The agents of one service, by name: `agent-1` and so on, in the order of their wallets."""
 
     files: Mapping[str, AgentFile]
-    root: Path
-    _supervisor: Supervisor
-    _passphrase: str
-    _host: Sequence[str]
-    _children: dict[str, Child] = field(default_factory=dict)
+    _crew: Crew
 
     @property
-    def names(self) -> dict[str, str]:
+    def names(self) -> dict[Address, str]:
         """The name of each agent by its address, for the view."""
         return {file.me: name for name, file in self.files.items()}
 
@@ -63,53 +58,24 @@ class Agents:
         return tuple(file.events for file in self.files.values())
 
     def child(self, name: str) -> Child:
-        """The process of a started agent."""
-        return self._children[name]
+        """The process of an agent; its validator is a process below it."""
+        return self._crew.child(name)
 
     async def start(self, *names: str, ready_s: float = READY_S) -> None:
         """Start these agents (all, if none is named) and wait until each is ready.
 
         An agent that was killed takes up its state where it left it. Raises `SetupError` if one is not ready in time.
         """
-        chosen = names or tuple(self.files)
-        before = {name: _size(self.files[name].events) for name in chosen}
-        for name in chosen:
-            self._children[name] = await self._spawn(self.files[name])
-        deadline = asyncio.get_running_loop().time() + ready_s
-        for name in chosen:
-            await self._ready(name, before[name], deadline, ready_s)
+        await self._crew.start(*names)
+        await self._crew.ready(*names, within_s=ready_s)
 
     async def kill(self, *names: str) -> None:
         """End these agents and their validators at once, as a power cut would; `start` brings them back."""
-        for name in names:
-            await self._children[name].kill()
-            writer = EventWriter(self.files[name].events, name)
-            writer.emit("down")
-            writer.close()
+        await self._crew.kill(*names)
 
     async def stop(self) -> None:
         """End all agents in order, each with its validator, at the same time."""
-        await asyncio.gather(*(child.stop() for child in self._children.values()))
-
-    async def _spawn(self, file: AgentFile) -> Child:
-        return await self._supervisor.spawn(
-            file.name,
-            [sys.executable, "-P", *self._host, file.home],
-            env={PASSPHRASE: self._passphrase, "PYTHONPATH": f"{self.root / 'src'}:{self.root}"},
-            cwd=self.root,
-        )
-
-    async def _ready(self, name: str, after: int, deadline: float, ready_s: float) -> None:
-        try:
-            async with asyncio.timeout_at(deadline):
-                await occurred(self.files[name].events, "ready", after=after)
-        except TimeoutError:
-            child = self._children[name]
-            lines = "".join(f"\n    {line}" for line in child.last_lines()) or " (none)"
-            raise SetupError(
-                f"{name} is not ready after {ready_s:.0f} s; its last lines:{lines}",
-                fix=f"its output is in {child.log}",
-            ) from None
+        await self._crew.stop()
 
 
 @asynccontextmanager
@@ -132,10 +98,11 @@ async def agents(
     all; `node_settings` are CometBFT's by "section.key". Every call makes a new chain with new validator keys.
     """
     folder = _below(root, service)
-    passphrase = secrets.token_urlsafe(32)
+    passphrase = new_passphrase()
     with held_ports(len(wallets)) as ports:  # to the end: an agent that is started again needs its port again
         files = _write_homes(run, root, folder, wallets, ports, cometbft, evm, config or {}, node_settings, passphrase)
-        quorum = Agents(files, root, supervisor, passphrase, host)
+        commands = {name: _command(file, root, host, passphrase) for name, file in files.items()}
+        quorum = Agents(files, Crew(supervisor, commands))
         await quorum.start()
         yield quorum
         await quorum.stop()  # after an error the supervisor does it, and says so if one had ended by itself
@@ -178,7 +145,7 @@ def _write_homes(
             config=config,
         )
         file.save()
-        wallet.save_keystore(file.keystore, passphrase, scrypt_n=_LIGHT_SCRYPT_N)
+        save_keystore(wallet, file.keystore, passphrase)
         file.evidence_dir.mkdir(parents=True)
         file.comet_home.mkdir()
         (file.comet_home / "node.log").symlink_to(run.logs / f"{name}-cometbft.log")  # a log stays, scratch does not
@@ -195,6 +162,15 @@ def _write_homes(
     return files
 
 
+def _command(file: AgentFile, root: Path, host: Sequence[str], passphrase: str) -> Command:
+    return Command(
+        argv=(sys.executable, "-P", *host, file.home),
+        env={PASSPHRASE: passphrase, "PYTHONPATH": f"{root / 'src'}:{root}"},
+        cwd=root,
+        events=file.events,
+    )
+
+
 def _below(root: Path, service: Path) -> Path:
     """`service` as a path from the root; each agent finds it there by itself."""
     folder = (root / service).resolve()
@@ -203,7 +179,3 @@ def _below(root: Path, service: Path) -> Path:
             f"{folder} is not below {root}", fix="run a service of this project, such as services/hello_world"
         )
     return folder.relative_to(root.resolve())
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0

@@ -14,7 +14,10 @@ A line is one object: `t` (seconds since 1970), `who` ("agent-1"), `kind`, and t
 | signed | what, digest | the agent has signed |
 | sent | tx, keeper | the keeper has sent a transaction |
 | mined | tx, gas, block | the transaction is in a block |
-| registered | operator, stake | an operator has registered and staked |
+| starting | models | an operator loads these models |
+| models | seconds | its models answer |
+| registered | operator, stake | it has registered, and staked so many units of 1e-18 token |
+| stopped | | it has ended in order |
 | waiting | for | nothing can go on until that happens |
 | step | text, done, s | what the command that started the run does now, or has done in `s` seconds |
 | note | text | what else it has to say |

@@ -14,6 +14,7 @@ from quorate.localnet.events import Event
 
 __all__ = ["Line", "Member", "Story", "Tone", "duration", "short"]
 
+ONE_TOKEN = 10**18
 _SHOWN_HEX = 12  # longer hexadecimal strings are shortened
 
 
@@ -86,7 +87,10 @@ class Story:
             "signed": self._signed,
             "sent": self._sent,
             "mined": self._mined,
+            "starting": self._starting,
+            "models": self._models,
             "registered": self._registered,
+            "stopped": self._stopped,
             "waiting": self._waiting,
             "down": self._down,
             "step": self._step,
@@ -216,8 +220,21 @@ class Story:
         return self._once(("mined", tx), Line(self.elapsed_s, "chain", text, Tone.DONE))
 
     def _registered(self, event: Event) -> list[Line]:
-        self._set(event, "is registered", Tone.WORKING)
-        return [self._line(event, f"is registered with a stake of {event.get('stake')}", Tone.DONE)]
+        self.names[str(event.get("operator")).lower()] = event.who
+        stake = f"{int(event.get('stake', 0)) // ONE_TOKEN:,} tokens"
+        self._set(event, f"has a stake of {stake}", Tone.WORKING)
+        return [self._line(event, f"is registered with a stake of {stake}", Tone.DONE)]
+
+    def _starting(self, event: Event) -> list[Line]:
+        self._set(event, f"loads {', '.join(map(str, event.get('models', ())))}", Tone.WORKING)
+        return []
+
+    def _models(self, event: Event) -> list[Line]:
+        self._set(event, "registers", Tone.WORKING)
+        return [self._line(event, f"has loaded its models in {duration(1000 * float(event.get('seconds', 0)))}")]
+
+    def _stopped(self, event: Event) -> list[Line]:
+        return []
 
     def _waiting(self, event: Event) -> list[Line]:
         reason = ": ".join(str(event.get(name)) for name in ("for", "reason") if event.get(name))
@@ -253,7 +270,8 @@ class Story:
         return [self._line(event, str(event.get("text")))]
 
     def _error(self, event: Event) -> list[Line]:
-        return [self._line(event, str(event.get("message")), Tone.BAD)]
+        text = "; ".join(str(event.get(name)) for name in ("message", "fix") if event.get(name))
+        return [self._line(event, text, Tone.BAD)]
 
     def _set(self, event: Event, doing: str, tone: Tone) -> Member:
         members = self.operators if _is_operator(event.who) else self.agents
