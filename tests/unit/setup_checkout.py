@@ -62,7 +62,7 @@ class Checkout:
                     shutil.copy(file, made.root / "third_party" / name / file.name)
         shutil.copy(ROOT / "quorate", made.root / "quorate")
         for needed in (made.home, made.bin):
-            needed.mkdir()
+            needed.mkdir(parents=True)
         (made.bin / "python3").symlink_to(os.path.realpath(sys.executable))
         made.uv_does("ok")
         fake = _UV.format(

@@ -18,7 +18,7 @@ from tests.unit.setup_checkout import ROOT, TIMEOUT_S, Checkout, is_alive, wait_
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Checkout:
-    return Checkout.make(tmp_path)
+    return Checkout.make(tmp_path / "a folder")  # a space in a path must not matter
 
 
 def is_one_clear_error(text: str) -> bool:
@@ -87,7 +87,7 @@ def test_a_folder_named_venv_of_the_users_own_is_left_alone(checkout: Checkout) 
 
 
 def test_a_wrong_python_is_named_with_what_is_needed(checkout: Checkout) -> None:
-    old = checkout.bin / "old-python"
+    old = checkout.bin / "old python"
     old.write_text('#!/bin/sh\ncase "$2" in *exit*) exit 1 ;; *) echo "Python 3.9.2" ;; esac\n')
     old.chmod(0o755)
     done = checkout.run("--help", QUORATE_PYTHON=str(old))
