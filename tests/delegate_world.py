@@ -219,12 +219,12 @@ class ScriptedModel(ModelClient):
         self.asked: list[tuple[str, Any]] = []
 
     async def embed(self, texts: Sequence[str], model: str) -> Embedding:
-        self._ask("embed", list(texts))
+        self._hear("embed", list(texts))
         found = tuple(tuple(vector) for vector in self.vectors(texts))
         return Embedding(found, receipt_of(model, repr(found)), b"", (), 0.0)
 
-    async def chat(self, messages: Any, schema: Any = None, *, model: str, **_: Any) -> Answer[Any]:  # type: ignore[override]
-        self._ask("chat", messages)
+    async def chat(self, messages: Any, schema: Any = None, *, model: str, **_: Any) -> Answer[Any]:
+        self._hear("chat", messages)
         text = self.words(messages)
         try:
             value = None if schema is None else Schema.of(schema).parse(text)
@@ -232,7 +232,7 @@ class ScriptedModel(ModelClient):
             raise Malformed(f"no operator gave an answer of {model!r} that counts ({error})") from None
         return Answer(text, value, receipt_of(model, text), b"", (), 0.0)
 
-    def _ask(self, what: str, content: Any) -> None:
+    def _hear(self, what: str, content: Any) -> None:
         self.asked.append((what, content))
         if what in self.fails:
             raise self.fails[what]

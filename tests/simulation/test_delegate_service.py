@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -34,10 +34,9 @@ AGAINST, FOR, ABSTAIN = 0, 1, 2
 
 
 @pytest.fixture(autouse=True)
-def real_addresses(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def real_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     """The Safe's signatures are real, so the agents need addresses with keys."""
     monkeypatch.setattr("quorate.testing.network.agent_address", AGENTS.__getitem__)
-    yield
 
 
 @asynccontextmanager
