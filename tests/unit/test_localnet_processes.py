@@ -117,6 +117,16 @@ async def test_a_child_that_will_not_end_is_killed_with_what_it_started(tmp_path
         assert not any(map(is_alive, pids))
 
 
+async def test_the_memory_of_a_child_counts_its_descendants(tmp_path: Path) -> None:
+    async with Supervisor(tmp_path) as supervisor:
+        child = await supervisor.spawn("parent", ["sh", "-c", "sleep 1000 & echo up; wait"])
+        while not child.last_lines():
+            await asyncio.sleep(0.01)
+        used = supervisor.usage()["parent"]
+        assert {usage.command.split()[0] for usage in used} == {"sh", "sleep"}
+        assert all(0 < usage.resident_bytes < 50_000_000 for usage in used)
+
+
 async def test_a_grandchild_with_a_session_of_its_own_is_found(tmp_path: Path) -> None:
     async with Supervisor(tmp_path) as supervisor:
         child = await supervisor.spawn("parent", ["sh", "-c", "setsid sleep 1000 & echo $!; wait"])

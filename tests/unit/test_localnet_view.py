@@ -121,6 +121,16 @@ def test_waiting_is_over_when_a_round_settles_and_may_be_told_again_then() -> No
     assert len(told(waiting, settled, waiting)) == 3
 
 
+def test_an_agent_that_waits_in_the_next_round_already_still_waits_when_this_one_settles() -> None:
+    story = Story()
+    story.add(event("act", round="WatchRound", sequence=2))
+    story.add(Event(0.0, "agent-1", "waiting", {"for": "a proposal"}))
+    story.add(event("settled", round="RegisterRound", event="DONE", sequence=1, height=1, ms=1))
+    assert story.waiting == "a proposal"
+    story.add(event("settled", round="WatchRound", event="DONE", sequence=2, height=2, ms=1))
+    assert story.waiting == ""
+
+
 def test_too_few_agents_are_waited_for_and_enough_go_on() -> None:
     story = Story()
     for name in AGENTS:

@@ -55,7 +55,7 @@ class ChildExited(QuorateError):
 
 
 class Usage(NamedTuple):
-    """What one process of a child takes."""
+    """What one process of a child takes; a page that several processes share is divided among them."""
 
     pid: int
     command: str
@@ -336,14 +336,12 @@ def _die_with_parent(parent: int) -> Callable[[], None]:
 
 def _usage(pid: int) -> Usage | None:
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
+        memory = Path(f"/proc/{pid}/smaps_rollup").read_text()
         command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     except OSError:  # it has ended meanwhile
         return None
-    values = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-    if "VmRSS" not in values:
-        return None
-    return Usage(pid, command, int(values["VmRSS"].split()[0]) * 1024)
+    kib = next((int(line.split()[1]) for line in memory.splitlines() if line.startswith("Pss:")), 0)
+    return Usage(pid, command, kib * 1024)
 
 
 def _how(returncode: int | None) -> str:

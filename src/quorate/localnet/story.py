@@ -75,6 +75,8 @@ class Story:
         self.start: float | None = None
         self.now = 0.0
         self._rounds: dict[int, _Round] = {}
+        self._acting: dict[str, int] = {}
+        self._waiting_in = 0
         self._told: set[tuple[str, ...]] = set()
         self._handlers: dict[str, Callable[[Event], list[Line]]] = {
             "ready": self._ready,
@@ -144,6 +146,7 @@ class Story:
         return []
 
     def _act(self, event: Event) -> list[Line]:
+        self._acting[event.who] = int(event.get("sequence", self.sequence))
         self._set(event, f"works on {_round_name(event)}", Tone.WORKING)
         return []
 
@@ -161,7 +164,8 @@ class Story:
     def _settled(self, event: Event) -> list[Line]:
         sequence = int(event.get("sequence", 0))
         round_ = self._rounds.setdefault(sequence, _Round(_round_name(event), event.t))
-        self.waiting = ""
+        if sequence >= self._waiting_in:  # an agent may wait in the next round already
+            self.waiting = ""
         if round_.is_settled:
             return []
         round_.is_settled = True
@@ -238,6 +242,7 @@ class Story:
 
     def _waiting(self, event: Event) -> list[Line]:
         reason = ": ".join(str(event.get(name)) for name in ("for", "reason") if event.get(name))
+        self._waiting_in = self._acting.get(event.who, 0)
         if reason == self.waiting:
             return []
         self.waiting = reason
@@ -254,6 +259,7 @@ class Story:
         if up >= needed:
             self.waiting = ""
             return []
+        self._waiting_in = 0
         self.waiting = f"{up} of {len(self.agents)} agents answer; {needed} are needed"
         return [Line(self.elapsed_s, "waiting", self.waiting, Tone.WAITING)]
 
