@@ -90,6 +90,7 @@ async def delegate_net(on: Stage, tools: Tools, root: Path, *, count: int = 4) -
         providers = await stack.enter_async_context(
             operators(on.supervisor, on.run, tools=tools, evm=dao.evm, wallets=dao.operators)
         )
+        on.name(providers.names)
         with on.step(f"start {count} agents (open-aea), each with its CometBFT validator"):
             quorum = await stack.enter_async_context(
                 agents(
