@@ -115,6 +115,7 @@ async def test_a_child_that_will_not_end_is_killed_with_what_it_started(tmp_path
         await child.stop(grace_s=0.1)
         assert child.pid in pids
         assert not any(map(is_alive, pids))
+        assert child.last_lines() == ["quorate: stubborn did not end within 0.1 s of TERM: killed"]
 
 
 async def test_the_memory_of_a_child_counts_its_descendants(tmp_path: Path) -> None:

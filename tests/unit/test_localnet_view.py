@@ -110,7 +110,7 @@ def test_the_board_counts_an_operators_answers() -> None:
     story.add(event("ready", "operator-1", models=["m"], address=OPERATOR))
     for name in AGENTS[:2]:
         story.add(event("model", name, operator=OPERATOR, model="m", text=name, receipt_ok=True, weight_bps=0))
-    assert story.operators["operator-1"].doing == "has answered agent-2 (m), 2 answers in all"
+    assert story.operators["operator-1"].doing == "has given 2 answers, the last to agent-2 (m)"
     assert "operator-1" not in story.agents, "an operator is no part of the quorum"
 
 

@@ -102,8 +102,10 @@ class Child:
         self.is_ending = True
         if self.is_running:
             self._signal(signal.SIGTERM)
-            with suppress(TimeoutError):
+            try:
                 await asyncio.wait_for(self._process.wait(), grace_s)
+            except TimeoutError:
+                self._remark(f"did not end within {grace_s:g} s of TERM: killed")
         await self.kill()
 
     async def kill(self) -> None:
@@ -125,6 +127,11 @@ class Child:
     def usage(self) -> list[Usage]:
         """The memory of the child and its descendants, process by process."""
         return [usage for pid in processes_of([self.tracked]) if (usage := _usage(pid))]
+
+    def _remark(self, text: str) -> None:
+        """Add a line of ours to the child's log: whoever looks for what was slow looks there."""
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(f"quorate: {self.name} {text}\n")
 
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):  # it ended by itself in this moment

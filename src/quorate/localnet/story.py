@@ -189,9 +189,10 @@ class Story:
         operator, model = self.name(event.get("operator")), str(event.get("model"))
         self._set(event, f"has heard {operator} ({model})", Tone.WORKING)
         if operator in self.operators:
-            served = self._set(replace(event, who=operator), f"has answered {event.who} ({model})", Tone.DONE)
+            served = self._set(replace(event, who=operator), "", Tone.DONE)
             served.answers += 1
-            served.doing += f", {served.answers} answers in all" if served.answers > 1 else ""
+            answers = f"{served.answers} answer{'s' if served.answers > 1 else ''}"
+            served.doing = f"has given {answers}, the last to {event.who} ({model})"
         text = " ".join(str(event.get("text")).split())
         receipt = "receipt holds" if event.get("receipt_ok", False) else "RECEIPT DOES NOT HOLD"
         weight = f"weight {int(event.get('weight_bps', 0)) / 100:g} %"
