@@ -33,7 +33,7 @@ class ModelConfig:
     folder: Path | None = None
     """The model's files: their hashes are its manifest. Needed unless `upstream` and `manifest_hash` are given."""
     upstream: str | None = None
-    """URL of a running server (without /v1); None: this operator starts vLLM itself."""
+    """URL of a running server (without /v1), or unix:///its/socket; None: this operator starts vLLM itself."""
     manifest_hash: Hash | None = None
     """Only with `upstream` and without `folder`: the hash that the operator claims."""
     max_length: int | None = None
@@ -53,8 +53,8 @@ class ModelConfig:
             raise ConfigError(f"{where} has a folder and a manifest_hash", fix="leave manifest_hash out")
         if self.manifest_hash is not None and not _is_hash(self.manifest_hash):
             raise ConfigError(f"{where}: manifest_hash is {self.manifest_hash!r}; expected 0x and 64 hex digits")
-        if self.upstream is not None and urlsplit(self.upstream).scheme not in ("http", "https"):
-            raise ConfigError(f"{where}: upstream is {self.upstream!r}; expected an http or https URL")
+        if self.upstream is not None and urlsplit(self.upstream).scheme not in ("http", "https", "unix"):
+            raise ConfigError(f"{where}: upstream is {self.upstream!r}; expected an http, https or unix URL")
         if not 64 <= self.length <= 1_000_000:
             raise ConfigError(f"{where}: max_length is {self.length}; expected 64 to 1000000 tokens")
         if not 16 <= self.cache_mb <= 1_000_000:

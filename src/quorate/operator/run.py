@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from quorate.chain import Chain, Model, OperatorRegistry, Wallet
@@ -19,6 +20,8 @@ from quorate.operator.stake import ensure_staked
 from quorate.units import Hash
 
 __all__ = ["serve"]
+
+_UNIX = "unix://"
 
 
 async def serve(config: OperatorConfig, passphrase: str, events: Events) -> NoReturn:
@@ -74,6 +77,8 @@ def _hash_of(model: ModelConfig) -> Hash:
 
 
 def _upstream(config: ModelConfig, model: Model, server: ModelServer | None) -> Upstream:
+    if config.upstream is not None and config.upstream.startswith(_UNIX):
+        return Upstream(model, config.task, "http://model", Path(config.upstream.removeprefix(_UNIX)))
     if config.upstream is not None:
         return Upstream(model, config.task, config.upstream.rstrip("/"))
     if server is None:
