@@ -52,7 +52,7 @@ class Checkout:
     @classmethod
     def make(cls, folder: Path) -> Checkout:
         made = cls(folder / "project", folder / "home", folder / "bin")
-        ignored = shutil.ignore_patterns("__pycache__", "pb", "artifacts")
+        ignored = shutil.ignore_patterns("pb", "artifacts")
         shutil.copytree(ROOT / "src", made.root / "src", ignore=ignored)
         for name in ("python", "cometbft", "evm", "models"):
             source = ROOT / "third_party" / name

@@ -220,7 +220,9 @@ def _cache_folder(site: Site) -> Finding:
 
 def _disk(site: Site) -> Finding:
     parts = [part(site, tool) for tool in Tool if _is_recipe_there(site, tool)]
-    absent = [p for p in parts if not site.cache.condition(p.entry).is_ready and site.program(p.tool) is None]
+    absent = [
+        p for p in parts if not site.cache.condition(p.entry).is_ready and not _is_there_or_not_needed(site, p.tool)
+    ]
     needed = sum(p.disk + p.scratch for p in absent)
     free = site.cache.free_bytes()
     found = f"{in_bytes(free)} free, {in_bytes(needed)} needed for what is not set up yet"
@@ -264,6 +266,9 @@ _PURPOSE = {
     Tool.MODELS: "The two small models of the demo.",
 }
 
+# A tool whose only use is to make another part.
+_SERVES = {Tool.UV: Tool.PYTHON, Tool.GO: Tool.COMETBFT}
+
 
 def _part(site: Site, tool: Tool, *, thorough: bool) -> Finding:
     meaning, fix = _PURPOSE[tool], f"./quorate setup --only {tool}"
@@ -288,10 +293,8 @@ def _part(site: Site, tool: Tool, *, thorough: bool) -> Finding:
         return Finding(tool, "ok", f"{this.label} in the cache", meaning)
     if condition.fault:
         return Finding(tool, "missing", f"{this.label} is damaged: {condition.fault}", meaning, f"{fix} makes it anew")
-    if tool is Tool.GO and site.cache.condition(part(site, Tool.COMETBFT).entry).is_ready:
-        return Finding(tool, "ok", "not there, and not needed: CometBFT is built", meaning)
-    if tool is Tool.UV and site.cache.condition(part(site, Tool.PYTHON).entry).is_ready:
-        return Finding(tool, "ok", "not there, and not needed: the packages are installed", meaning)
+    if _is_there_or_not_needed(site, tool):
+        return Finding(tool, "ok", f"not there, and not needed: {_SERVES[tool]} is made", meaning)
     older = _older_on_system(site, tool)
     return Finding(
         tool,
@@ -299,6 +302,14 @@ def _part(site: Site, tool: Tool, *, thorough: bool) -> Finding:
         f"{this.label}{older}",
         f"{meaning} {in_bytes(this.fetch)} to fetch, {in_bytes(this.disk)} on disk.",
         fix,
+    )
+
+
+def _is_there_or_not_needed(site: Site, tool: Tool) -> bool:
+    """Whether a tool that makes another part is on the system, or that part is already made."""
+    served = _SERVES.get(tool)
+    return site.program(tool) is not None or (
+        served is not None and site.cache.condition(part(site, served).entry).is_ready
     )
 
 
@@ -372,7 +383,11 @@ def _old_parts(site: Site) -> Finding:
         return Finding("old parts", "ok", "none", meaning)
     total = in_bytes(sum(size_of(p) for p in old))
     return Finding(
-        "old parts", "note", f"{len(old)} folders, {total}", meaning, "rm -rf " + " ".join(str(p) for p in old[:6])
+        "old parts",
+        "note",
+        f"{len(old)} folders, {total} or less (links to uv's cache count, too)",
+        meaning,
+        "rm -rf " + " ".join(str(p) for p in old[:6]),
     )
 
 
