@@ -291,6 +291,25 @@ async def test_acts_start_with_the_proposal_and_are_told_when_it_is_decided(chai
     assert opens.index((3, False)) < opens.index((3, True))
 
 
+async def test_a_proposal_alone_starts_the_act_of_the_round_that_it_would_open(slow: Consensus) -> None:
+    for _ in range(3):
+        await slow.block()
+    payloads = [agent.payload(slow.apps[0].period) for agent in slow.agents]
+    assert await slow.judge(1, [encode_bundle(payloads)]) == ACCEPT
+    assert slow.agents[1].opens[-1] == (2, False)
+
+
+async def test_a_payload_that_counted_does_not_ride_again(slow: Consensus) -> None:
+    for _ in range(3):
+        await slow.block()
+    slow.agents[0].answer(slow.apps[0].period)
+    await asyncio.sleep(0.01)
+    await slow.block()
+    assert slow.agents[0].key.address in slow.apps[0].period.votes
+    await slow.block()
+    assert slow.extensions[0] == b""
+
+
 async def test_every_honest_proposal_is_accepted_by_every_honest_node(slow: Consensus) -> None:
     """Requirement 3, with payloads in time, late, and of rounds ahead in the mempools."""
     for step in range(12):

@@ -164,6 +164,8 @@ def test_ticks_are_bounded_so_that_nobody_keeps_a_chain_awake() -> None:
         assert judge(replica, [_tick(replica, 1, attempt)]) is not None
     assert judge(replica, [_tick(replica, 1, MAX_TICKS)]) is not None
     assert judge(replica, [_tick(replica, 2, 0)]) is None
+    settled = _next(replica, time_ms=NOW_MS + 1000).replica
+    assert (settled.period.sequence, settled.ticks) == (2, ()), "the next round has its own"
     unstarted = _next(Replica.start(Period.start(deadline, MEMBERS))).replica
     assert judge(unstarted, [_tick(unstarted, 2, 0)]) is not None, "no clock runs yet"
 

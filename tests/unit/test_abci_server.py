@@ -84,11 +84,10 @@ async def test_a_default_application_takes_part_in_every_call(tmp_path: Path) ->
     [
         bytes([3, 255, 255, 255]),
         b"\0",
-        bytes([0x80 | (MAX_FRAME_BYTES + 1) & 0x7F, 0x80, 0x80, (MAX_FRAME_BYTES + 1) >> 21]),
         b"\xff" * 10,
         _check(b"whole")[:-2],
     ],
-    ids=["no message", "no call", "too large", "endless length", "cut off"],
+    ids=["no message", "no call", "endless length", "cut off"],
 )
 async def test_a_malformed_frame_closes_its_connection_and_no_other(server: Server, data: bytes) -> None:
     assert await _ask(server, data) == []
@@ -101,6 +100,25 @@ async def test_a_handler_that_raises_is_told_to_the_node_and_the_host_and_ends_t
     assert [a.exception.error for a in answers] == ["ValueError: a fault of the application"]
     assert isinstance(await server.failed, ValueError)
     assert await _ask(server, _check(b"later")) == []
+
+
+async def test_a_frame_that_is_too_large_is_not_waited_for(server: Server) -> None:
+    reader, writer = await asyncio.open_unix_connection(str(server.path))
+    size = MAX_FRAME_BYTES + 1
+    writer.write(bytes([0x80 | size & 0x7F, 0x80 | size >> 7 & 0x7F, 0x80 | size >> 14 & 0x7F, size >> 21]))
+    assert await asyncio.wait_for(reader.read(), 2) == b""
+    writer.close()
+
+
+async def test_after_a_failure_no_connection_gets_another_answer(server: Server) -> None:
+    reader, writer = await asyncio.open_unix_connection(str(server.path))
+    writer.write(_check(b"first"))
+    assert await reader.readexactly(1)
+    await _ask(server, _check(b"raise"))
+    await asyncio.sleep(0.01)
+    writer.write(_check(b"second"))
+    assert b"second" not in await asyncio.wait_for(reader.read(), 2)
+    writer.close()
 
 
 async def test_a_socket_of_an_earlier_life_is_replaced_but_nothing_else(tmp_path: Path) -> None:
