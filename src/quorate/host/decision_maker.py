@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from aea.decision_maker.base import DecisionMakerHandler
 from aea.protocols.base import Message
@@ -117,6 +117,8 @@ class QuorateDecisionMaker(DecisionMakerHandler):
             message.answer.set_result(signature)
 
     def _sign(self, request: SigningRequest) -> bytes:
+        if type(request) not in get_args(SigningRequest):  # a subclass could bring a digest of its own
+            raise NotAgreed(f"a request of type {type(request).__name__}; nothing of that kind is ever signed")
         match request:
             case UnsignedPayload():
                 self._check_payload(request)

@@ -73,7 +73,12 @@ class Runner:
         self._acts[key] = task
 
     def settled(self, settled: Settled, period: Period, height: int) -> None:
-        """A committed block ended a round."""
+        """A committed block ended a round; `period` is what it led to.
+
+        While this agent catches up, such blocks come without `opened`, and ticks are signed: what it believes to be
+        agreed must not lag behind.
+        """
+        self._agreed.commit(period)
         self._journal.settled(settled, height)
 
     def sent(self, payload: SignedPayload, via: Via) -> None:
@@ -99,8 +104,9 @@ class Runner:
         for sequence in [sequence for sequence in self._commits if sequence <= period.sequence]:
             self._commits.pop(sequence).set()
         self._journal.opened(period)
-        for key in [key for key in self._acts if key[0] < period.sequence]:
-            self._acts.pop(key).cancel()
+        decided = (period.sequence, opening_of(period))
+        for key in [key for key in self._acts if key[0] <= period.sequence and key != decided]:
+            self._acts.pop(key).cancel()  # of a round that is over, or of an opening that was proposed in vain
 
     async def _act(self, period: Period) -> None:
         name, state, context = period.round.name, period.state, self._context_of(period)
