@@ -72,7 +72,11 @@ class ModelConfig:
         if self.folder is None:
             raise ConfigError(f"model {self.name!r} has no folder to serve")
         return ServedModel(
-            name=self.name, folder=self.folder, task=self.task, max_length=self.length, cache_mb=self.cache_mb
+            name=self.name,
+            folder=self.folder,
+            task=self.task,
+            max_length=self.length,
+            cache_mb=self.cache_mb if self.task == "chat" else 16,  # an embedding keeps nothing between tokens
         )
 
 

