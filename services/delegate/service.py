@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from eth_utils.address import is_checksum_address
+
 from quorate import Address, Service
 from quorate.chain import AddressBook, TokenUnit
+from quorate.errors import ConfigError
 from quorate.rounds import pause, register, settle
 from skills.governance import Delegation, Policy, load_policy, transitions, watch
 
@@ -31,14 +34,18 @@ class DelegateConfig:
     policy_file: str
     embedding_model: str
     language_model: str
+    pause_s: int = 10
+    """Rest between a vote and the look for the next proposal."""
+
+    policy: Policy = field(init=False)
+    """What `policy_file` says (a path from the project's root). Its hash is part of the settings that all agents must
+    have alike: two policies would draft two votes, and cast none."""
 
     def __post_init__(self) -> None:
-        _ = self.policy  # a policy that cannot be read is an error at start, not at the first vote
-
-    @cached_property
-    def policy(self) -> Policy:
-        """The policy in `policy_file`, a path from the project's root."""
-        return load_policy(_ROOT / self.policy_file)
+        for name in ("safe", "governor", "token", "treasury"):
+            if not is_checksum_address(getattr(self, name)):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected an address with its checksum (EIP-55)")
+        object.__setattr__(self, "policy", load_policy(_ROOT / self.policy_file))
 
     @cached_property
     def book(self) -> AddressBook:
