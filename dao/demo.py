@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from quorate.chain import ABSTAIN, AGAINST, FOR, Proposal, VoteCast, Wallet
 from quorate.errors import ChainError
@@ -17,6 +19,7 @@ from quorate.localnet.anvil import anvil
 from quorate.localnet.operators import Operators, operators
 from quorate.localnet.stage import Stage
 from quorate.localnet.tools import Tools
+from quorate.operator.config import ModelConfig
 from quorate.signatures import keccak
 from quorate.units import Address, Hash
 
@@ -78,8 +81,19 @@ class DelegateNet:
 
 
 @asynccontextmanager
-async def delegate_net(on: Stage, tools: Tools, root: Path, *, count: int = 4) -> AsyncIterator[DelegateNet]:
-    """Start all of it; the model servers load while the agents start. Everything is stopped at the end of the block."""
+async def delegate_net(
+    on: Stage,
+    tools: Tools,
+    root: Path,
+    *,
+    count: int = 4,
+    models: Sequence[Sequence[ModelConfig]] | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> AsyncIterator[DelegateNet]:
+    """Start all of it; the model servers load while the agents start. Everything is stopped at the end of the block.
+
+    `models` is what each of the two operators serves (by default vLLMs of their own); `config` overrides service.yaml.
+    """
     wallets = [Wallet.create() for _ in range(count)]
     on.name({wallet.address: f"agent-{number}" for number, wallet in enumerate(wallets, 1)})
     async with AsyncExitStack() as stack:
@@ -88,7 +102,7 @@ async def delegate_net(on: Stage, tools: Tools, root: Path, *, count: int = 4) -
             dao = await stack.enter_async_context(local_dao(node, wallets))
         on.name({dao.safe.address: "the Safe"})
         providers = await stack.enter_async_context(
-            operators(on.supervisor, on.run, tools=tools, evm=dao.evm, wallets=dao.operators)
+            operators(on.supervisor, on.run, tools=tools, evm=dao.evm, wallets=dao.operators, models=models)
         )
         on.name(providers.names)
         with on.step(f"start {count} agents (open-aea), each with its CometBFT validator"):
@@ -101,7 +115,7 @@ async def delegate_net(on: Stage, tools: Tools, root: Path, *, count: int = 4) -
                     wallets=wallets,
                     cometbft=tools.cometbft,
                     evm=dao.evm,
-                    config=dao.delegate_config,
+                    config=dao.delegate_config | dict(config or {}),
                 )
             )
         with on.step("wait for the operators: model servers load, register and stake"):
@@ -119,7 +133,9 @@ async def play(on: Stage, net: DelegateNet, *, began: float, note: Callable[[str
     tell(f"proposal {_short(proposal.id)}: pay {TOKENS} QRT from the treasury to {recipient}")
     tell(f"the local chain's clock is moved by {_span(await dao.open_votes(proposal))}: votes are open")
     with on.step("the agents read, judge, agree and vote"):
+        settled = _settlements(on)
         vote = await dao.wait_for_vote(proposal, VOTE_TIMEOUT_S)
+        await _agents_have_seen_it(on, settled)
     seconds_to_vote = time.monotonic() - proposed
     rationale_hash, rationale_file = _collect_rationale(on, net, vote)
     receipt = await dao.chain.wait(vote.transaction)
@@ -145,6 +161,17 @@ async def play(on: Stage, net: DelegateNet, *, began: float, note: Callable[[str
         chain_url=dao.node.url,
         logs=str(on.run.path),
     )
+
+
+def _settlements(on: Stage) -> int:
+    return len(on.story.round_ms.get("confirm", ()))
+
+
+async def _agents_have_seen_it(on: Stage, settlements: int) -> None:
+    """Wait until a quorum has agreed on what the chain says of its transaction; the chain says it a moment earlier."""
+    async with asyncio.timeout(VOTE_TIMEOUT_S):
+        while _settlements(on) == settlements:  # noqa: ASYNC110  (other processes tell the story)
+            await asyncio.sleep(0.05)
 
 
 async def _enact(tell: Callable[[str], None], dao: LocalDao, proposal: Proposal) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,7 @@ class HostedAgent:
         )
         decision_maker.bind(self._agreed, file.chain_id, _limits(file.evm))
         self._signer = Signer(file.me, self._agent.context.decision_maker_message_queue.put_nowait)
-        self._validator: Validator | None = None
-        self._runner: Runner | None = None
+        self._resources = AsyncExitStack()
         self._watch: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
 
@@ -88,8 +88,15 @@ class HostedAgent:
         return ServiceConnection(identity, str(self._file.home), self._start, self._stop)
 
     async def _start(self) -> None:
+        try:
+            await self._open()
+        except BaseException:
+            await self._stop()
+            raise
+
+    async def _open(self) -> None:
         equipment = await self._equip()
-        self._runner = runner = Runner(
+        runner = Runner(
             chain_id=self._file.chain_id,
             signer=self._signer,
             agreed=self._agreed,
@@ -99,9 +106,10 @@ class HostedAgent:
         store = Store(self._file.home / "state.db", self._file.chain_id)
         app = ServiceApp(self._service, self._genesis, self._file.me, store, runner)
         runner.connect(app)
-        self._validator = Validator(app, self._file.comet_home, self._file.cometbft, self._file.socket_dir)
-        await self._validator.start()
-        self._watch = asyncio.get_running_loop().create_task(self._stop_on_failure(self._validator, runner))
+        self._resources.push_async_callback(runner.close)
+        validator = Validator(app, self._file.comet_home, self._file.cometbft, self._file.socket_dir)
+        await self._resources.enter_async_context(validator)
+        self._watch = asyncio.get_running_loop().create_task(self._stop_on_failure(validator, runner))
         self._journal.emit("ready", address=self._file.me, height=app.height)
 
     async def _stop_on_failure(self, validator: Validator, runner: Runner) -> None:
@@ -115,20 +123,19 @@ class HostedAgent:
     async def _stop(self) -> None:
         if self._watch is not None:
             self._watch.cancel()
-        if self._validator is not None:
-            await self._validator.stop()
-        if self._runner is not None:
-            await self._runner.close()
+        await self._resources.aclose()
 
     async def _equip(self) -> Equipment:
         file = self._file
         chain = model = settler = None
         if file.evm is not None:
-            chain = await Chain.connect(file.evm.url, chain_id=file.evm.chain_id)
+            connected = await Chain.connect(file.evm.url, chain_id=file.evm.chain_id)
+            chain = await self._resources.enter_async_context(connected)
             if file.evm.safe is not None:
                 settler = SafeSettler(chain, file.evm.safe, self._signer, self._journal)
             if file.evm.registry is not None:
-                model = ModelClient(OperatorRegistry(chain, file.evm.registry), self._signer)
+                client = ModelClient(OperatorRegistry(chain, file.evm.registry), self._signer)
+                model = await self._resources.enter_async_context(client)
         return Equipment(
             me=file.me,
             chain_id=file.chain_id,

@@ -18,6 +18,7 @@ from quorate.localnet.processes import Supervisor
 from quorate.localnet.run_dir import RunDir, run_dir
 from quorate.localnet.story import Story
 from quorate.localnet.view import follow, view
+from quorate.units import Address
 
 __all__ = ["Stage", "stage"]
 
@@ -45,7 +46,7 @@ class Stage:
         """Tell one thing for good."""
         self.events.emit("note", text=text)
 
-    def name(self, names: Mapping[str, str]) -> None:
+    def name(self, names: Mapping[Address, str]) -> None:
         """Tell the view the names of these addresses."""
         self.story.names.update({address.lower(): name for address, name in names.items()})
 
