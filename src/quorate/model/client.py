@@ -287,7 +287,7 @@ class ModelClient:
     async def _find(
         self, path: str, model: str, body: Callable[[int], dict[str, Any]], read: Callable[[Any], T]
     ) -> _Found[T]:
-        """The first content that counts; `body(turn)` is what is asked in the turn, `read` raises _BreaksForm."""
+        """The first content that counts; `body(turn)` is what is asked in the turn, `read` raises Malformed."""
         candidates, attempts = _candidates(await self._registry.operators(), model)
         draw = self._token()
         candidates.sort(key=lambda one: keccak(_word(self._signer.address) + draw + _word(one.account)))
