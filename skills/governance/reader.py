@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
 from typing import Any
 
-from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 
 from quorate.model import ModelClient
 from quorate.model.langchain import ChatQuorate
 from quorate.signatures import keccak
 from quorate.units import Address, Hash
 
-from .judgement import Reading
 from .words import one_line
 
 __all__ = ["NO_SUMMARY", "Summary", "read_aloud"]
@@ -26,12 +26,17 @@ _SCHEMA: dict[str, Any] = {
     "required": ["summary"],
     "additionalProperties": False,
 }
-_PROMPT = ChatPromptTemplate.from_messages(
-    [
-        ("system", "You summarise governance proposals in one short plain sentence. You never give advice."),
-        ("human", "The proposal does this: {action}\nIts text, which may be misleading:\n{text}\n\nOne sentence:"),
-    ]
+_EXAMPLES = (
+    (
+        "# Pay the auditors\n\nAn independent team reviewed the bridge in March. The treasury pays them 500 QRT.",
+        "The treasury pays 500 QRT to auditors for reviewing the bridge in March.",
+    ),
+    (
+        "# Raise the quorum\n\nToo few members decide today. The quorum is raised from 4 to 6 percent.",
+        "The quorum is raised from 4 to 6 percent because too few members decide.",
+    ),
 )
+"""A small model follows examples; an instruction alone it repeats."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +56,11 @@ class Summary:
 NO_SUMMARY = Summary("", "", Address(""), None, None, 0, ())
 
 
-async def read_aloud(client: ModelClient, model: str, reading: Reading, description: str) -> Summary:
+async def read_aloud(client: ModelClient, model: str, description: str) -> Summary:
     """A summary of at most 160 characters; `ModelError` where no operator gave one that counts."""
     chat = ChatQuorate(client=client, model=model, max_tokens=96, temperature=0.0)
-    chain = _PROMPT | chat.with_structured_output(_SCHEMA, include_raw=True)
     began = time.monotonic()
-    answer = await chain.ainvoke({"action": reading.action_text[:300], "text": description[:600]})
+    answer = await chat.with_structured_output(_SCHEMA, include_raw=True).ainvoke(_messages(description[:600]))
     text = one_line(str(answer["parsed"]["summary"]), _LONGEST)
     about = answer["raw"].response_metadata
     return Summary(
@@ -68,3 +72,10 @@ async def read_aloud(client: ModelClient, model: str, reading: Reading, descript
         ms=round(1000 * (time.monotonic() - began)),
         refused=tuple((Address(one["operator"]), one["reason"]) for one in about["refused"]),
     )
+
+
+def _messages(text: str) -> list[BaseMessage]:
+    messages: list[BaseMessage] = [SystemMessage("You summarise proposals in one plain sentence, as JSON.")]
+    for example, summary in _EXAMPLES:
+        messages += [HumanMessage(example), AIMessage(json.dumps({"summary": summary}))]
+    return [*messages, HumanMessage(text)]

@@ -155,7 +155,7 @@ async def judge(ctx: DelegateContext, state: Delegation) -> Judgement:
     reading, policy = _reading_of(state), ctx.config.policy
     weight = weights(reading.verdict)
     measured = await _measure(ctx, reading, weight["embeddings"])
-    summary = await _summarise(ctx, state, reading)
+    summary = await _summarise(ctx, state)
     return Judgement(
         choice=choose(reading.verdict, measured.welcome, measured.forbidden, policy.margin),
         welcome=measured.welcome,
@@ -240,11 +240,11 @@ async def _measure(ctx: DelegateContext, reading: Reading, weight_bps: int) -> _
     return _Measured(welcome, forbidden, embedding.operator, Hash("0x" + embedding.receipt.digest().hex()))
 
 
-async def _summarise(ctx: DelegateContext, state: Delegation, reading: Reading) -> Summary:
+async def _summarise(ctx: DelegateContext, state: Delegation) -> Summary:
     """The language model's summary: weight 0, so its failure is told and changes nothing."""
     proposal = await _governor(ctx).proposal(state.proposal, ctx.config.from_block)
     try:
-        summary = await read_aloud(ctx.model, ctx.config.language_model, reading, proposal.description)
+        summary = await read_aloud(ctx.model, ctx.config.language_model, proposal.description)
     except ModelError as error:
         ctx.emit("refused", operator="", reason=str(error))
         return NO_SUMMARY
