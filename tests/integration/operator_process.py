@@ -68,7 +68,11 @@ class Ground:
         return await self.supervisor.spawn(
             f"operator-{self.started}",
             [sys.executable, "-m", "quorate.operator", config],
-            env={"QUORATE_PASSPHRASE": passphrase, "PYTHONPATH": str(ROOT / "src")},
+            env={
+                "QUORATE_PASSPHRASE": passphrase,
+                "PYTHONPATH": str(ROOT / "src"),
+                "TMPDIR": str(self.folder),  # a killed operator leaves its sockets: here, they go with the test
+            },
             cwd=self.folder,
             may_end=True,
         )
