@@ -9,7 +9,7 @@ from quorate.fsm import NO_MAJORITY, Context, Outcome, State, Votes, agree
 __all__ = ["pause"]
 
 REST_S = 10
-LIMIT_S = 3600    # only bounds how long a lost quorum goes unnoticed; the chain sleeps meanwhile
+LIMIT_S = 3600  # only bounds how long a lost quorum goes unnoticed; the chain sleeps meanwhile
 
 
 def settle_pause(state: State, votes: Votes[int]) -> Outcome[Literal["DONE", "NO_MAJORITY"], State] | None:
