@@ -78,8 +78,19 @@ class Agent(Protocol):
 class ServiceApp(Application):
     """The replicated machine of one service, as one of its agents runs it."""
 
-    def __init__(self, service: Service, genesis: Genesis, me: Address, store: Store, agent: Agent) -> None:
-        """Load the last committed state; `ConfigError` where genesis, service, agent and state do not match."""
+    def __init__(
+        self,
+        service: Service,
+        genesis: Genesis,
+        me: Address,
+        store: Store,
+        agent: Agent,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Load the last committed state; `ConfigError` where genesis, service, agent and state do not match.
+
+        `wall_clock` (seconds since 1970) says when to tick; a simulation gives each agent one of its own.
+        """
         genesis.check(service)
         if me not in genesis.addresses:
             raise ConfigError(
@@ -90,6 +101,7 @@ class ServiceApp(Application):
         """Done when work beside the handlers failed; its result is the exception. The host must stop then."""
         self._agent = agent
         self._store = store
+        self._wall_clock = wall_clock
         self._roll = Roll(genesis.chain_id, genesis.addresses)
         self._by_validator = {member.validator_address: member for member in genesis.members}
         saved = store.load()
@@ -415,7 +427,7 @@ class ServiceApp(Application):
     async def _tick(self, period: Period, deadline_ms: int) -> None:
         """Wait for the deadline by our clock, then tick until the chain has seen it by its own."""
         await asyncio.sleep(
-            min(max(0.0, deadline_ms / 1000 - time.time()), period.round.timeout_ms / 1000) + _CLOCK_MARGIN_S
+            min(max(0.0, deadline_ms / 1000 - self._wall_clock()), period.round.timeout_ms / 1000) + _CLOCK_MARGIN_S
         )
         gap = _TICK_GAP_S
         for attempt in range(self._replica.ticks_of(self.me), MAX_TICKS):
@@ -455,12 +467,12 @@ class _Outbox:
 
     def expect(self, opening: bytes) -> None:
         """An act for `opening` begins."""
-        self._since.setdefault(opening, time.monotonic())
+        self._since.setdefault(opening, _now_s())
 
     def put(self, payload: SignedPayload) -> None:
         opening = payload.opening
         if opening not in self._payloads:
-            took = time.monotonic() - self._since.get(opening, time.monotonic())
+            took = _now_s() - self._since.get(opening, _now_s())
             self._usual_act_s += (took - self._usual_act_s) * 0.3
         self._payloads.setdefault(opening, payload)  # one payload a round, and a repeated act does not change it
         self._arrived.setdefault(opening, asyncio.Event()).set()
@@ -501,6 +513,11 @@ class _Outbox:
         self._arrived = {k: v for k, v in self._arrived.items() if k in recent}
         self._late &= recent
         self._sent = {key for key in self._sent if key[0] in recent}
+
+
+def _now_s() -> float:
+    """Seconds that only grow; the event loop's own, so that a simulation can make them virtual."""
+    return asyncio.get_running_loop().time()
 
 
 def _counted(replica: Replica, tx: Transaction) -> Replica | None:
