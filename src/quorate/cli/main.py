@@ -18,11 +18,13 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS: Mapping[str, str] = {
     "demo": "Watch four agents judge a proposal and cast a real vote.",
     "run": "Run a service's agents on this machine.",
+    "new": "Make a service that runs and has a passing test.",
     "doctor": "What is there, what is missing, what to do about each.",
     "setup": "Set up now what commands otherwise set up when needed.",
     "test": "Run the tests; sets up what the selected ones need.",
     "check": "Lint, types, import arrows, generated files.",
     "spec": "Write or check a service's FSM specification.",
+    "graph": "Draw a service's rounds (Mermaid, SVG).",
     "bench": "Measure, and print figures.",
     "lock": "Make the hash locks of all packages anew.",
 }
