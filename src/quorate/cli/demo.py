@@ -44,12 +44,12 @@ async def _demo(root: Path, tools: Tools, began: float, *, as_json: bool, keep: 
     async with stage(root, "Quorate demo", to_stderr=as_json) as on, delegate_net(on, tools, root) as net:
         result = await play(on, net, began=began)
         if keep:
-            _say_how_to_look_around(net, result)
+            for line in _how_to_look_around(net, result):
+                on.note(line)
+            if as_json:
+                click.echo(result.to_json())
             await asyncio.Event().wait()
-    if as_json:
-        click.echo(result.to_json())
-    else:
-        click.echo(_summary(result))
+    click.echo(result.to_json() if as_json else _summary(result))
 
 
 def _summary(result: DemoResult) -> str:
@@ -70,12 +70,11 @@ def _summary(result: DemoResult) -> str:
     )
 
 
-def _say_how_to_look_around(net: DelegateNet, result: DemoResult) -> None:
-    operators = "\n".join(f"  operator          {endpoint}/v1/models" for endpoint in net.operators.endpoints)
-    click.echo(
-        _summary(result)
-        + f"All is left running:\n  EVM chain (RPC)   {result.chain_url}\n{operators}\n"
-        + f"  governor          {result.governor}\n  watch the agents  tail -f {result.logs}/events/agent-1.jsonl\n"
-        + "Ctrl-C ends all of it.",
-        err=False,
-    )
+def _how_to_look_around(net: DelegateNet, result: DemoResult) -> list[str]:
+    return [
+        *_summary(result).strip().splitlines(),
+        "all is left running; Ctrl-C ends it",
+        f"  EVM chain (RPC)   {result.chain_url}; governor {result.governor}",
+        *(f"  operator          curl {endpoint}/v1/models" for endpoint in net.operators.endpoints),
+        f"  agents            tail -f {result.logs}/events/agent-1.jsonl",
+    ]
