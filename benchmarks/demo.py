@@ -67,10 +67,11 @@ async def _run(root: Path, tools: Tools) -> dict[str, Any]:
 
 
 def _model_times(run: RunDir) -> dict[str, float]:
-    """Wall time in which models were loading (start of the first operator to the last one's ready) or answering."""
+    """Wall time in which models were loading (from the first operator's start to the last one loaded) or answering."""
     events = sorted((e for path in run.events.glob("*.jsonl") for e in replay(path)), key=lambda event: event.t)
-    operators = [event.t for event in events if event.who.startswith("operator") and event.kind != "answer"]
-    load_s = max(operators) - min(operators) if operators else 0.0
+    operators = [event for event in events if event.who.startswith("operator")]
+    began = min(event.t for event in operators if event.kind == "starting")
+    load_s = max(event.t for event in operators if event.kind == "models") - began
     spans = [(event.t - event.get("ms", 0) / 1000, event.t) for event in events if event.kind == "model"]
     return {"load_s": round(load_s, 1), "answer_s": round(_covered(spans), 1)}
 
