@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from quorate.errors import SetupError
+from quorate.errors import ConfigError, SetupError
 from quorate.localnet import run_dir as run_dir_module
 from quorate.localnet.events import Event, EventWriter, Tailer, parse, replay
 from quorate.localnet.ports import held_ports, require_free
-from quorate.localnet.run_dir import available_memory, require_disk, require_memory, run_dir
+from quorate.localnet.run_dir import available_memory, find_run, require_disk, require_memory, run_dir
 
 
 def test_held_ports_differ_and_a_server_can_take_one_while_it_is_held() -> None:
@@ -51,6 +51,22 @@ def test_a_run_keeps_its_logs_and_removes_its_scratch(tmp_path: Path) -> None:
     assert (run.logs / "a.log").read_text() == "kept"
     assert run.path.parent == tmp_path / ".quorate" / "runs"
     assert not run.scratch.exists()
+
+
+def test_a_running_run_is_found_by_other_commands_and_one_that_is_over_only_when_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no service runs from"):
+        find_run(tmp_path)
+    with run_dir(tmp_path) as run:
+        assert find_run(tmp_path) == run
+        assert find_run(tmp_path, run.name[-6:]) == run
+        with pytest.raises(ConfigError, match="no run is named nonsense") as error:
+            find_run(tmp_path, "nonsense")
+        assert run.name in error.value.fix
+    with pytest.raises(ConfigError, match="no service runs from"):
+        find_run(tmp_path)
+    with pytest.raises(ConfigError, match=f"the run {run.name} is over"):
+        find_run(tmp_path, run.name)
+    assert find_run(tmp_path, alive=False) == run
 
 
 def test_a_run_removes_what_a_dead_run_left_and_not_what_a_living_one_uses(

@@ -18,6 +18,9 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS: Mapping[str, str] = {
     "demo": "Watch four agents judge a proposal and cast a real vote.",
     "run": "Run a service's agents on this machine.",
+    "status": "Show where a running service is.",
+    "why": "Say why a running service does not move.",
+    "logs": "Show what the agents of a run have told.",
     "new": "Make a service that runs and has a passing test.",
     "doctor": "What is there, what is missing, what to do about each.",
     "setup": "Set up now what commands otherwise set up when needed.",

@@ -11,6 +11,7 @@ from pathlib import Path
 from quorate.chain.wallet import PASSPHRASE, read_passphrase
 from quorate.errors import QuorateError
 
+from . import logs
 from .agent import HostedAgent
 from .agent_file import AgentFile
 
@@ -20,11 +21,13 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         sys.stderr.write("usage: python -m quorate.host AGENT_HOME\n")
         return 2
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         passphrase = read_passphrase(os.environ)
         os.environ.pop(PASSPHRASE, None)  # the node that is started from here has no business with it
-        agent = HostedAgent(AgentFile.load(Path(arguments[0])), Path.cwd(), passphrase)
+        file = AgentFile.load(Path(arguments[0]))
+        log = logs.start(logging.StreamHandler(), agent=file.name, service=file.service, chain=file.chain_id)
+        agent = HostedAgent(file, Path.cwd(), passphrase)
+        log.committed = agent.committed
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: agent.stop())
         agent.run()

@@ -13,6 +13,7 @@ from aea.identity.base import Identity
 from quorate.abci import Genesis, ServiceApp, Store, Validator
 from quorate.chain import Chain, OperatorRegistry, selector_of
 from quorate.errors import ConfigError
+from quorate.fsm import Period
 from quorate.loader import load_service, load_settings
 from quorate.model import ModelClient
 
@@ -22,6 +23,7 @@ from .connection import ServiceConnection
 from .context import ActContext, Equipment
 from .decision_maker import Limits
 from .journal import Journal
+from .metrics import Metrics, keep_writing
 from .packages import build_agent
 from .runner import Runner
 from .settler import SafeSettler
@@ -42,7 +44,8 @@ class HostedAgent:
         self._settings = load_settings(self._service, folder, file.config)
         self._genesis = self._own_genesis()
         self._agreed = Agreed()
-        self._journal = Journal(file.events, file.name)
+        self._metrics = Metrics(agent=file.name, service=self._service.name)
+        self._journal = Journal(file.events, file.name, self._metrics.count)
         self._agent, decision_maker = build_agent(
             package=root / "agents" / self._service.name,
             root=root,
@@ -57,6 +60,7 @@ class HostedAgent:
         self._signer = Signer(file.me, self._agent.context.decision_maker_message_queue.put_nowait)
         self._resources = AsyncExitStack()
         self._watch: asyncio.Task[None] | None = None
+        self._writing: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
 
     def run(self) -> None:
@@ -72,6 +76,10 @@ class HostedAgent:
     def stop(self) -> None:
         """Ask the agent to end; may be called from a signal handler."""
         self._agent.runtime.stop()
+
+    def committed(self) -> Period | None:
+        """The last committed period; None before the first block."""
+        return self._agreed.period
 
     def _own_genesis(self) -> Genesis:
         genesis = Genesis.load(self._file.comet_home)
@@ -109,7 +117,9 @@ class HostedAgent:
         self._resources.push_async_callback(runner.close)
         validator = Validator(app, self._file.comet_home, self._file.cometbft, self._file.socket_dir)
         await self._resources.enter_async_context(validator)
-        self._watch = asyncio.get_running_loop().create_task(self._stop_on_failure(validator, runner))
+        loop = asyncio.get_running_loop()
+        self._watch = loop.create_task(self._stop_on_failure(validator, runner))
+        self._writing = loop.create_task(keep_writing(self._metrics, self._file.events.with_suffix(".prom")))
         self._journal.emit("ready", address=self._file.me, height=app.height)
 
     async def _stop_on_failure(self, validator: Validator, runner: Runner) -> None:
@@ -121,8 +131,9 @@ class HostedAgent:
         self.stop()
 
     async def _stop(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
+        for task in (self._watch, self._writing):
+            if task is not None:
+                task.cancel()
         await self._resources.aclose()
 
     async def _equip(self) -> Equipment:

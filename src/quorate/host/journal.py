@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ __all__ = ["Journal"]
 class Journal:
     """Events of one agent, in the order in which they happened."""
 
-    def __init__(self, path: Path, who: str) -> None:
+    def __init__(self, path: Path, who: str, count: Callable[[str, Mapping[str, Any]], None] | None = None) -> None:
+        """Append to the file at `path`; `count` also gets each event, for metrics."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
         self._who = who
+        self._count = count
         self._acting_since: dict[int, float] = {}
         self._acted_ms: dict[int, int] = {}
         self._opened_at: tuple[int, float] = (0, time.monotonic())
@@ -27,6 +30,8 @@ class Journal:
         """Write one event; the time and the agent's name are added."""
         event = {"t": round(time.time(), 4), "who": self._who, "kind": kind, **fields}
         self._file.write(json.dumps(event, ensure_ascii=False, default=str) + "\n")
+        if self._count is not None:
+            self._count(kind, fields)
 
     def opened(self, period: Period) -> None:
         """The quorum is in this round now."""

@@ -17,6 +17,7 @@ from quorate.abci import SignedPayload, UnsignedPayload, Via, opening_of, payloa
 from quorate.errors import ChainError, ModelError
 from quorate.fsm import Context, Period, Settled
 
+from . import logs
 from .agreed import Agreed
 from .decision_maker import NotAgreed, OverLimit
 from .journal import Journal
@@ -110,6 +111,7 @@ class Runner:
 
     async def _act(self, period: Period) -> None:
         name, state, context = period.round.name, period.state, self._context_of(period)
+        logs.bind(period)
         self._journal.acting(period)
         pause_s = _FIRST_PAUSE_S
         while True:

@@ -8,6 +8,7 @@ Sockets need its path to be short (108 bytes is the kernel's limit).
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import secrets
 import shutil
@@ -18,12 +19,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from quorate.errors import SetupError
+from quorate.errors import ConfigError, SetupError
 
-__all__ = ["RunDir", "require_disk", "require_memory", "run_dir"]
+__all__ = ["RunDir", "find_run", "past_runs", "require_disk", "require_memory", "run_dir"]
 
 MIB = 1024 * 1024
 _PREFIX = "quorate-"
+_WHERE = "run.json"  # lets another command find the scratch of a run
 _OWNER = "owner"  # its lock is held while the run lives, and falls with it, however it ends
 _SCRATCH_ROOM = 512 * MIB  # four agents write 13 kB a block each: 512 MiB is about 10,000 blocks
 _DISK_ROOM = 64 * MIB
@@ -47,6 +49,61 @@ class RunDir:
         """One JSON lines file a process; see events.py."""
         return self.path / "events"
 
+    @property
+    def name(self) -> str:
+        """What the run is called: the time of its start, and a few random letters."""
+        return self.path.name
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the command that began this run still runs: it holds a lock as long as it lives."""
+        try:
+            owner = os.open(self.scratch / _OWNER, os.O_RDONLY)
+        except OSError:  # the run has ended and removed it
+            return False
+        try:
+            fcntl.flock(owner, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(owner)
+        return False
+
+
+def past_runs(root: Path) -> list[RunDir]:
+    """The runs below `root`, the newest first, also those that are over."""
+    folders = sorted((root / ".quorate" / "runs").glob("*/"), key=lambda folder: folder.name, reverse=True)
+    return [RunDir(folder, _scratch_of(folder)) for folder in folders]
+
+
+def find_run(root: Path, name: str | None = None, *, alive: bool = True) -> RunDir:
+    """The run that `name` begins (or ends) with, else the newest; with `alive`, only one that still runs.
+
+    `ConfigError` where there is none.
+    """
+    known = past_runs(root)
+    named = [run for run in known if name is None or run.name.startswith(name) or run.name.endswith(name)]
+    found = next((run for run in named if not alive or run.is_alive), None)
+    if found is not None:
+        return found
+    if named and name is not None:
+        raise ConfigError(f"the run {named[0].name} is over", fix=f"What it left is in {named[0].path}.")
+    if name is not None:
+        raise ConfigError(
+            f"no run is named {name}", fix=f"There are {', '.join(run.name for run in known[:5]) or 'none'}."
+        )
+    raise ConfigError(
+        f"no service runs from {root}" if alive else f"nothing has run from {root}",
+        fix="Start one: ./quorate run services/hello_world",
+    )
+
+
+def _scratch_of(folder: Path) -> Path:
+    try:
+        return Path(json.loads((folder / _WHERE).read_text())["scratch"])
+    except (OSError, ValueError, KeyError, TypeError):  # of an older version, or written half: nothing runs there
+        return folder / "scratch"
+
 
 @contextmanager
 def run_dir(root: Path) -> Iterator[RunDir]:
@@ -63,6 +120,7 @@ def run_dir(root: Path) -> Iterator[RunDir]:
         run = RunDir(path, scratch)
         run.logs.mkdir(parents=True)
         run.events.mkdir()
+        (path / _WHERE).write_text(json.dumps({"scratch": str(scratch)}) + "\n")
         yield run
 
 

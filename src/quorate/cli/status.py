@@ -1,0 +1,56 @@
+"""`./quorate status`: where a running service is, agent by agent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import asdict
+
+import click
+
+from quorate.localnet.diagnosis import plain_round
+from quorate.localnet.run_dir import find_run
+from quorate.localnet.snapshot import AgentView, Snapshot, look
+from quorate.localnet.tools import Site
+
+__all__ = ["status"]
+
+
+@click.command()
+@click.option("--run", "name", help="Which run, by the beginning or end of its name; else the newest that runs.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def status(name: str | None, as_json: bool) -> None:
+    """Show where a running service is.
+
+    One line an agent: its block, its round, whether it has sent, and with whom it is connected. `why` explains it.
+    """
+    seen = asyncio.run(look(find_run(Site.here().root, name)))
+    click.echo(json.dumps(asdict(seen), sort_keys=True) if as_json else _table(seen))
+
+
+def _table(seen: Snapshot) -> str:
+    part = seen.part
+    where = f"round {part.sequence} ({plain_round(part.round)}), period {part.period}" if part else "nobody answers"
+    rest = ", its chain rests" if part and part.is_asleep else ""
+    lines = [f"{seen.service}: {where}{rest}; run {seen.run}, chain {seen.chain_id}", ""]
+    lines.append(
+        f"  {'agent':<10} {'process':<9} {'block':>7} {'round':>7}  {'sent':<5} {'peers':<6} {'coins':<10} address"
+    )
+    lines += [_line(agent) for agent in seen.agents]
+    if seen.chain is not None:
+        what = seen.chain.problem or f"block {seen.chain.block}"
+        lines += ["", f"  EVM chain {seen.chain.url}: {what}"]
+    for one in seen.operators:
+        lines.append(f"  {one.name} {one.url}: {one.problem or 'is well'}")
+    return "\n".join(lines)
+
+
+def _line(agent: AgentView) -> str:
+    part = agent.part
+    block, sequence, sent = ("–", "–", "–")
+    if part is not None:
+        block, sequence, sent = str(part.height), str(part.sequence), "yes" if agent.address in part.voted else "no"
+    peers = "–" if agent.peers is None else str(len(agent.peers))
+    coins = "–" if agent.balance_wei is None else f"{agent.balance_wei / 10**18:.4g}"
+    life = agent.life if agent.life != "running" or agent.node_life == "running" else f"node {agent.node_life}"
+    return f"  {agent.name:<10} {life:<9} {block:>7} {sequence:>7}  {sent:<5} {peers:<6} {coins:<10} {agent.address}"
