@@ -190,7 +190,7 @@ def test_progress_counts_what_a_program_writes(tmp_path: Path) -> None:
         ("verifying module: checksum mismatch", "its hash differs"),
         ("error sending request for url: dns error", "cannot be reached"),
         ("npm error code ENOTFOUND", "cannot be reached"),
-        ("dial tcp: lookup proxy.golang.org: no such host", "cannot be reached"),
+        ("dial tcp: lookup modules.example: no such host", "cannot be reached"),
         ("invalid peer certificate: UnknownIssuer", "certificate is not trusted"),
         ("HTTP status client error (403 Forbidden)", "refused the request"),
         ("No matching distribution found for uv==0.13.8", "does not have a package"),

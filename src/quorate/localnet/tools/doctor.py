@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import socket
+import subprocess
 import sys
 import urllib.parse
 from collections.abc import Callable, Sequence
@@ -236,13 +237,15 @@ def _disk(site: Site) -> Finding:
 
 def _network(site: Site) -> Finding:
     variables = clean_environment(site.environment)
-    url = variables.get("UV_DEFAULT_INDEX") or variables.get("UV_INDEX_URL") or "https://pypi.org/simple"
     proxy = variables.get("HTTPS_PROXY") or variables.get("https_proxy") or ""
-    target = urllib.parse.urlsplit(proxy or url)
-    host, port = target.hostname or "pypi.org", target.port or (80 if target.scheme == "http" else 443)
     meaning = "Set-up fetches packages; what is set up works without a network."
     if is_offline(site.environment):
         return Finding("network", "note", "offline: you asked for it (--offline or QUORATE_OFFLINE)", meaning)
+    url = proxy or variables.get("UV_DEFAULT_INDEX") or variables.get("UV_INDEX_URL") or _index_of_pip()
+    target = urllib.parse.urlsplit(url)
+    host, port = target.hostname, target.port or (80 if target.scheme == "http" else 443)
+    if host is None:
+        return Finding("network", "note", "not tried: this Python has no pip that names its package index", meaning)
     try:
         with socket.create_connection((host, port), _CONNECT_TIMEOUT_S):
             return Finding("network", "ok", f"{'the proxy ' if proxy else ''}{host} answers", meaning)
@@ -251,6 +254,13 @@ def _network(site: Site) -> Finding:
         return Finding(
             "network", "note", f"offline: {host}:{port} does not answer ({error.strerror or error})", meaning, fix
         )
+
+
+def _index_of_pip() -> str:
+    """The package index that pip takes when nothing is configured; empty where there is no pip to ask."""
+    ask = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
+    answer = subprocess.run([base_python(), "-c", ask], capture_output=True, text=True, check=False)
+    return answer.stdout.strip()
 
 
 # ------------------------------------------------------------ the parts
