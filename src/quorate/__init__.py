@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from quorate.errors import ChainError, ConfigError, ModelError, PeerError, QuorateError, ServiceError
 from quorate.fsm import (
+    BACK,
     NO_MAJORITY,
     ROUND_TIMEOUT,
     Context,
+    Interrupt,
     Outcome,
     Period,
     Service,
@@ -25,9 +27,11 @@ from quorate.fsm import (
     same,
     with_deadline,
 )
+from quorate.rounds.rules import first_valid, median, rotating_keeper, trimmed_mean, until_deadline, weighted
 from quorate.units import Address, Bps, Call, Hash, Wei
 
 __all__ = [
+    "BACK",
     "NO_MAJORITY",
     "ROUND_TIMEOUT",
     "Address",
@@ -37,6 +41,7 @@ __all__ = [
     "ConfigError",
     "Context",
     "Hash",
+    "Interrupt",
     "ModelError",
     "Outcome",
     "PeerError",
@@ -50,9 +55,15 @@ __all__ = [
     "agree",
     "choice",
     "each",
+    "first_valid",
     "from_all",
     "keep",
+    "median",
     "only_keeper",
+    "rotating_keeper",
     "same",
+    "trimmed_mean",
+    "until_deadline",
+    "weighted",
     "with_deadline",
 ]

@@ -57,11 +57,11 @@ INITIAL_HEIGHT = 1
 
 
 def opening_of(period: Period) -> bytes:
-    """The digest of `period` as its round opened: without votes and clock. Acts and payloads belong to one opening."""
-    if not period.votes and not period.clock_ms:
+    """The digest of `period` as its round opened: without votes, clock and asks. Acts and payloads belong to one."""
+    if not (period.votes or period.clock_ms or period.asks):
         return period.digest()
     none = Votes[object]((), period.n, period.quorum)
-    return dataclasses.replace(period, votes=none, clock_ms=0).digest()
+    return dataclasses.replace(period, votes=none, clock_ms=0, asks=()).digest()
 
 
 def payload_for(chain_id: str, period: Period, body: bytes) -> UnsignedPayload:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from quorate.fsm.period import Period, Settled
-from quorate.fsm.round import NO_MAJORITY, ROUND_TIMEOUT, Act, AnyRound, Context, Round, Rule, agree
+from quorate.fsm.round import NO_MAJORITY, ROUND_TIMEOUT, Act, AnyRound, Context, Ready, Round, Rule, agree
 from quorate.fsm.rules import choice, each, from_all, only_keeper, same, with_deadline
-from quorate.fsm.service import Service
+from quorate.fsm.service import BACK, Interrupt, Service
 from quorate.fsm.state import State, keep
 from quorate.fsm.votes import Outcome, Votes, quorum_of
 
 __all__ = [
+    "BACK",
     "NO_MAJORITY",
     "ROUND_TIMEOUT",
     "Act",
     "AnyRound",
     "Context",
+    "Interrupt",
     "Outcome",
     "Period",
+    "Ready",
     "Round",
     "Rule",
     "Service",

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import types
 import typing
@@ -25,35 +26,33 @@ from quorate.errors import PeerError, QuorateError, ServiceError
 __all__ = ["conform", "decode", "describe", "encode", "require_codable"]
 
 T = TypeVar("T")
-_Reader = Callable[[Any, str], Any]
+_Reader = Callable[[Any], Any]
 
 _INT_BOUND = 1 << 1024
-_INT_DIGITS = 310  # a sign and the digits of 2**1024; checked before conversion, which takes quadratic time
+_REMEMBERED = 512  # one payload is decoded at every step of its way, and a simulated network has several agents
 
 
 def encode(value: Any) -> bytes:
     """The canonical JSON of `value`: tuples as lists, dataclasses by field. Raises `ServiceError` for anything else."""
-    return _ENCODER.encode(_plain(value, "value")).encode()
+    try:
+        return _write(value).encode()
+    except UnicodeEncodeError as error:  # a lone surrogate: no UTF-8
+        raise ServiceError(f"the value {value!r} holds a text that is no valid Unicode") from error
 
 
 def decode(hint: Any, data: bytes) -> Any:
     """The value of type `hint` whose encoding is `data`; `PeerError` with `data` as evidence if there is none."""
-    read = _reader(hint)
     try:
-        plain = _parse(data)
-        value = read(plain, "value")
-        if (canonical := encode(value)) != data:
-            raise _Unfit(f"not canonical: the same value is written {_shown(canonical)}")
-    except (_Unfit, ServiceError) as error:
-        why = _shown(str(error).encode())
+        return _read(hint, data)
+    except _Unfit as error:
+        why = _shown(str(error).encode(errors="backslashreplace"))
         raise PeerError(f"{_shown(data)} is no {_name(hint)}: {why}", evidence=data) from error
-    return value
 
 
 def conform(hint: Any, value: T) -> T:
     """`value` rebuilt as `decode` would give it (lists become tuples); `ServiceError` if it is not of type `hint`."""
     try:
-        return typing.cast(T, _reader(hint)(_plain(value, "value"), "value"))
+        return typing.cast(T, _read(hint, encode(value)))
     except _Unfit as error:
         raise ServiceError(f"{value!r} is no {_name(hint)}: {error}") from error
 
@@ -70,120 +69,119 @@ def describe(hint: Any) -> str:
     """`hint` in words that change when its encoding, or the unit that its name promises, does."""
     if isinstance(hint, typing.NewType):
         return f"{hint.__name__}:{describe(hint.__supertype__)}"
-    if hint is Ellipsis:
-        return "..."
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return f"Literal{list(args)}"
-    if origin is not None:
-        name = "Union" if origin is types.UnionType else getattr(origin, "__name__", None) or str(origin)
-        return f"{name}[{', '.join(describe(arg) for arg in args)}]"
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+    if dataclasses.is_dataclass(hint):
         hints = typing.get_type_hints(hint)
-        return f"{hint.__name__}({', '.join(f'{f.name}: {describe(hints[f.name])}' for f in dataclasses.fields(hint))})"
-    return _name(hint)
+        return f"{_name(hint)}({', '.join(f'{f.name}: {describe(hints[f.name])}' for f in dataclasses.fields(hint))})"
+    args = get_args(hint)
+    if get_origin(hint) is Literal or not args:
+        return _name(hint)
+    kind = "Union" if get_origin(hint) in _UNIONS else get_origin(hint).__name__
+    return f"{kind}[{', '.join('...' if arg is ... else describe(arg) for arg in args)}]"
 
 
 class _Unfit(Exception):
     """The bytes or the value do not fit the type."""
 
 
-def _plain(value: Any, at: str) -> Any:
-    """`value` in JSON's own types."""
-    if value is None or type(value) is bool:
-        return value
-    if type(value) is str:
-        return _text(value, at, ServiceError)
-    if type(value) is int:
+def _write(value: Any) -> str:
+    kind: Any = type(value)
+    if kind is str:
+        return _quoted(value)
+    if kind is int:
         if not -_INT_BOUND < value < _INT_BOUND:
-            raise ServiceError(f"{at} is an integer of {value.bit_length()} bits; at most 1024 can be agreed on")
-        return value
-    if type(value) in (tuple, list):
-        return [_plain(item, f"{at}[{i}]") for i, item in enumerate(value)]
-    if type(value) is dict:
-        for key in value:
-            if type(key) is not str:
-                raise ServiceError(f"{at} has the key {key!r}; only texts can be keys")
-        return {_text(key, at, ServiceError): _plain(item, f"{at}[{key!r}]") for key, item in value.items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name), f"{at}.{f.name}") for f in dataclasses.fields(value)}
-    raise ServiceError(
-        f"{at} is {value!r}, a {type(value).__name__}; it has no canonical encoding",
-        fix="Use texts, integers in a named unit, booleans, None, tuples, dicts by text, dataclasses of these.",
-    )
+            raise ServiceError(f"the value is an integer of {value.bit_length()} bits; at most 1024 can be agreed on")
+        return str(value)
+    if value is None or kind is bool:
+        return "null" if value is None else "true" if value else "false"
+    if kind is tuple or kind is list:
+        return f"[{','.join([_write(item) for item in value])}]"
+    if kind is dict:
+        if strange := [key for key in value if type(key) is not str]:
+            raise ServiceError(f"the value {value!r} has the key {strange[0]!r}; only texts can be keys")
+        return "{" + ",".join([f"{_quoted(key)}:{_write(value[key])}" for key in sorted(value)]) + "}"
+    if (names := _sorted_fields(kind)) is None:
+        raise ServiceError(
+            f"the value {value!r} is a {kind.__name__}, which has no canonical encoding",
+            fix="Use texts, integers in a named unit, booleans, None, tuples, dicts by text, dataclasses of these.",
+        )
+    return "{" + ",".join([f'"{name}":{_write(getattr(value, name))}' for name in names]) + "}"
 
 
-def _text(value: str, at: str, error: type[Exception]) -> str:
-    """`value`, unless it has a lone surrogate: a peer's would make `.encode()` fail in somebody's act or rule."""
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as cause:
-            raise error(f"{at} is {value!r}, which is no valid Unicode text") from cause
-    return value
+@functools.cache
+def _sorted_fields(kind: Any) -> list[str] | None:
+    return sorted(field.name for field in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else None
 
 
-def _parse(data: bytes) -> Any:
+_quoted = json.encoder.encode_basestring
+_parse = json.JSONDecoder().decode
+
+
+def _read(hint: Any, data: bytes) -> Any:
+    return (_remembered if _is_immutable(hint) else _read_anew)(hint, data)
+
+
+def _read_anew(hint: Any, data: bytes) -> Any:
+    """Canonical first, which also rules out what JSON leaves open: blanks, escapes, -0, a key that appears twice."""
     try:
-        return _DECODER.decode(data.decode())
+        plain = _parse(data.decode())
+        canonical = encode(plain)
     except RecursionError as error:  # no type that we read is that deep: it is unfit, however deep our own stack is
         raise _Unfit("nested too deeply") from error
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-        raise _Unfit(f"not JSON: {error}") from error
+    except (ValueError, ServiceError) as error:  # JSONDecodeError and UnicodeDecodeError; a float, a huge integer
+        raise _Unfit(f"not JSON that can be agreed on: {error}") from error
+    if canonical != data:
+        raise _Unfit(f"not canonical: the same value is written {_shown(canonical)}")
+    return _reader(hint)(plain)
 
 
-def _refuse_float(text: str) -> Any:
-    raise _Unfit(f"{text[:40]} is a float; floats differ between machines")
+_remembered = functools.lru_cache(_REMEMBERED)(_read_anew)
 
 
-def _parse_int(text: str) -> int:
-    if len(text) > _INT_DIGITS or not -_INT_BOUND < (value := int(text)) < _INT_BOUND:
-        raise _Unfit(f"an integer of {len(text)} digits; at most 1024 bits can be agreed on")
-    return value
-
-
-def _parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise _Unfit(f"a key appears twice among {sorted(key for key, _ in pairs)}")
-    return result
-
-
-_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-_DECODER = json.JSONDecoder(
-    parse_float=_refuse_float, parse_constant=_refuse_float, parse_int=_parse_int, object_pairs_hook=_parse_object
-)
+@functools.cache
+def _is_immutable(hint: Any) -> bool:
+    """Values without a dict may be shared; a dict is built anew for each caller, who might write to it."""
+    return "dict[" not in describe(hint)
 
 
 @functools.cache
 def _reader(hint: Any) -> _Reader:
-    return _build(hint, ())
+    return _build(hint, "value", ())
 
 
-def _build(hint: Any, inside: tuple[type, ...]) -> _Reader:
-    """A function from parsed JSON to a value of type `hint`; `ServiceError` if no such value can be agreed on."""
+def _build(hint: Any, at: str, inside: tuple[type, ...]) -> _Reader:
+    """A function from parsed canonical JSON to a value of type `hint`; `ServiceError` if no such can be agreed on.
+
+    `at` says for messages where in the whole the value stands; `inside` holds the dataclasses around it.
+    """
     while isinstance(hint, typing.NewType):
         hint = hint.__supertype__
-    if hint in _SCALARS:
-        return _SCALARS[hint]
+    if hint in (str, int, bool, None, type(None)):
+        return _scalar_reader(type(None) if hint is None else hint, at)
     if hint is float:
         raise ServiceError(
             "floats differ between machines", fix="Send an integer in a named unit: Bps, Wei, seconds, thousandths."
         )
     origin, args = get_origin(hint), get_args(hint)
     if origin is Literal:
-        return _literal_reader(args)
-    if origin in (Union, types.UnionType):
-        return _optional_reader(hint, args, inside)
+        return _literal_reader(args, at)
+    if origin in _UNIONS:
+        others = [arg for arg in args if arg is not type(None)]
+        if len(others) == 1:
+            return _optional_reader(_build(others[0], at, inside))
+        raise ServiceError(
+            f"{_name(hint)} has two meanings for one text",
+            fix="Give the value one type, or wrap each case in a dataclass field.",
+        )
     if origin is tuple and args:
-        return _tuple_reader(args, inside)
-    if origin is dict:
-        return _dict_reader(hint, args, inside)
+        return _tuple_reader(args, at, inside)
+    if origin is dict and describe(args[0]).endswith("str"):
+        return _dict_reader(args[1], at, inside)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return _dataclass_reader(hint, inside)
+        return _dataclass_reader(hint, at, inside)
     raise ServiceError(f"{_name(hint)} cannot be agreed on", fix=_FIXES.get(origin or hint, _FIX))
 
 
+_UNIONS = (Union, types.UnionType)
 _FIX = "Use str, int, bool, None, Literal, X | None, tuple[X, ...], dict[str, X] or a frozen dataclass of these."
 _FIXES: dict[Any, str] = {
     list: "A list can change under the rule that counted it: write tuple[X, ...].",
@@ -191,12 +189,12 @@ _FIXES: dict[Any, str] = {
     frozenset: "A set has no order: write tuple[X, ...] and sort it.",
     bytes: "Write the bytes as text: '0x' and hex digits.",
     tuple: "Say of what: tuple[X, ...] or tuple[X, Y].",
-    dict: "Say of what: dict[str, X].",
+    dict: "Say of what, by text: dict[str, X].",
 }
 
 
-def _scalar_reader(kind: type) -> _Reader:
-    def read(plain: Any, at: str) -> Any:
+def _scalar_reader(kind: type, at: str) -> _Reader:
+    def read(plain: Any) -> Any:
         if type(plain) is not kind:  # not isinstance: True is no integer here
             raise _Unfit(f"{at} is {_json(plain)}, expected {kind.__name__}")
         return plain
@@ -204,27 +202,12 @@ def _scalar_reader(kind: type) -> _Reader:
     return read
 
 
-def _read_text(plain: Any, at: str) -> Any:
-    if type(plain) is not str:
-        raise _Unfit(f"{at} is {_json(plain)}, expected str")
-    return _text(plain, at, _Unfit)
-
-
-_SCALARS: dict[Any, _Reader] = {
-    str: _read_text,
-    int: _scalar_reader(int),
-    bool: _scalar_reader(bool),
-    None: _scalar_reader(type(None)),
-    type(None): _scalar_reader(type(None)),
-}
-
-
-def _literal_reader(options: tuple[Any, ...]) -> _Reader:
+def _literal_reader(options: tuple[Any, ...], at: str) -> _Reader:
     for option in options:
         if type(option) not in (str, int, bool, type(None)):
             raise ServiceError(f"the option {option!r} cannot be agreed on", fix=_FIX)
 
-    def read(plain: Any, at: str) -> Any:
+    def read(plain: Any) -> Any:
         for option in options:
             if type(option) is type(plain) and option == plain:
                 return option
@@ -233,59 +216,35 @@ def _literal_reader(options: tuple[Any, ...]) -> _Reader:
     return read
 
 
-def _optional_reader(hint: Any, args: tuple[Any, ...], inside: tuple[type, ...]) -> _Reader:
-    others = [arg for arg in args if arg is not type(None)]
-    if len(others) != 1 or len(others) == len(args):
-        raise ServiceError(
-            f"{_name(hint)} has two meanings for one text",
-            fix="Give the value one type, or wrap each case in a dataclass field.",
-        )
-    read_other = _build(others[0], inside)
+def _optional_reader(read_other: _Reader) -> _Reader:
+    return lambda plain: None if plain is None else read_other(plain)
 
-    def read(plain: Any, at: str) -> Any:
-        return None if plain is None else read_other(plain, at)
+
+def _tuple_reader(args: tuple[Any, ...], at: str, inside: tuple[type, ...]) -> _Reader:
+    size = None if args[-1] is ... else len(args)
+    readers = [_build(arg, f"{at}[{i if size else ''}]", inside) for i, arg in enumerate(args) if arg is not ...]
+    expected = "a list" if size is None else f"a list of {size}"
+
+    def read(plain: Any) -> Any:
+        if type(plain) is not list or size not in (None, len(plain)):
+            raise _Unfit(f"{at} is {_json(plain)}, expected {expected}")
+        return tuple([read_item(item) for read_item, item in zip(itertools.cycle(readers), plain, strict=False)])
 
     return read
 
 
-def _tuple_reader(args: tuple[Any, ...], inside: tuple[type, ...]) -> _Reader:
-    if len(args) == 2 and args[1] is Ellipsis:
-        read_item = _build(args[0], inside)
+def _dict_reader(item: Any, at: str, inside: tuple[type, ...]) -> _Reader:
+    read_item = _build(item, f"{at}[]", inside)
 
-        def read_any(plain: Any, at: str) -> Any:
-            if type(plain) is not list:
-                raise _Unfit(f"{at} is {_json(plain)}, expected a list")
-            return tuple(read_item(item, f"{at}[{i}]") for i, item in enumerate(plain))
-
-        return read_any
-    readers = [_build(arg, inside) for arg in args]
-
-    def read_fixed(plain: Any, at: str) -> Any:
-        if type(plain) is not list or len(plain) != len(readers):
-            raise _Unfit(f"{at} is {_json(plain)}, expected a list of {len(readers)}")
-        return tuple(read(item, f"{at}[{i}]") for i, (read, item) in enumerate(zip(readers, plain, strict=True)))
-
-    return read_fixed
-
-
-def _dict_reader(hint: Any, args: tuple[Any, ...], inside: tuple[type, ...]) -> _Reader:
-    key = args[0]
-    while isinstance(key, typing.NewType):
-        key = key.__supertype__
-    if key is not str:
-        raise ServiceError(f"{_name(hint)} cannot be agreed on: only texts can be keys", fix=_FIX)
-    read_item = _build(args[1], inside)
-
-    def read(plain: Any, at: str) -> Any:
+    def read(plain: Any) -> Any:
         if type(plain) is not dict:
             raise _Unfit(f"{at} is {_json(plain)}, expected an object")
-        # In key order, whatever order it came in: the value of equal bytes iterates alike for all.
-        return {_text(k, at, _Unfit): read_item(plain[k], f"{at}[{k!r}]") for k in sorted(plain)}
+        return {key: read_item(one) for key, one in plain.items()}  # in key order, as all canonical JSON is
 
     return read
 
 
-def _dataclass_reader(cls: type, inside: tuple[type, ...]) -> _Reader:
+def _dataclass_reader(cls: type, at: str, inside: tuple[type, ...]) -> _Reader:
     if cls in inside:
         raise ServiceError(f"{cls.__name__} contains itself", fix="Give the payload a fixed depth.")
     try:
@@ -304,33 +263,35 @@ def _dataclass_reader(cls: type, inside: tuple[type, ...]) -> _Reader:
         if not field.init:
             raise ServiceError(f"{cls.__name__}.{field.name} has init=False, so it cannot be rebuilt from its encoding")
         try:
-            readers[field.name] = _build(hints[field.name], (*inside, cls))
+            readers[field.name] = _build(hints[field.name], f"{at}.{field.name}", (*inside, cls))
         except ServiceError as error:
             raise ServiceError(f"{cls.__name__}.{field.name}: {error.message}", fix=error.fix) from error
 
-    def read(plain: Any, at: str) -> Any:
+    def read(plain: Any) -> Any:
         if type(plain) is not dict:
             raise _Unfit(f"{at} is {_json(plain)}, expected an object")
         if plain.keys() != readers.keys():
             missing, unknown = sorted(readers.keys() - plain.keys()), sorted(plain.keys() - readers.keys())
             raise _Unfit(f"{at} lacks the fields {missing} and has the unknown fields {unknown}")
-        values = {name: read_field(plain[name], f"{at}.{name}") for name, read_field in readers.items()}
+        values = {name: read_field(plain[name]) for name, read_field in readers.items()}
         try:
-            return cls(**values)
+            made = cls(**values)
         except (ArithmeticError, LookupError, TypeError, ValueError, QuorateError) as error:  # its own __post_init__
             raise _Unfit(f"{at} is refused by {cls.__name__}: {error}") from error
+        if any(getattr(made, name) is not value for name, value in values.items()):
+            raise _Unfit(f"not canonical: {cls.__name__} changes {at} when it is made")
+        return made
 
     return read
 
 
 def _name(hint: Any) -> str:
-    if isinstance(hint, typing.NewType):
-        return hint.__name__
-    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
+    named = isinstance(hint, (type, typing.NewType)) and not get_args(hint)
+    return hint.__name__ if named else str(hint).replace("typing.", "")
 
 
 def _json(plain: Any) -> str:
-    return _shown(json.dumps(plain).encode(), 80)
+    return _shown(encode(plain), 80)
 
 
 def _shown(data: bytes, limit: int = 200) -> str:

@@ -6,22 +6,23 @@ times in the same order give the same bytes on every machine. Time is block time
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from quorate.errors import ConfigError, PeerError, ServiceError
 from quorate.fsm import codec
 from quorate.fsm.round import ROUND_TIMEOUT, AnyRound
-from quorate.fsm.service import Service
+from quorate.fsm.service import BACK, Service
 from quorate.fsm.state import State
 from quorate.fsm.votes import Outcome, Votes, quorum_of
 from quorate.units import Address
 
 __all__ = ["Period", "Settled"]
+
+_ASK = b"!"  # no JSON begins so: a request to interrupt is never mistaken for a payload
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,15 @@ class Period:
     state: State
     sequence: int = 1
     """Counts rounds since genesis, from 1. A payload is bound to it, so it never counts in another round."""
-    votes: Votes[Any] = dataclasses.field(default_factory=lambda: Votes.of(()))
+    votes: Votes[Any] = field(default_factory=lambda: Votes.of(()))
     clock_ms: int = 0
     """Block time at which the round's time began; 0 while no block came after the one that opened the round."""
     origin: str = ""
     """Hex digest of the agreed state with which the current period began; the beacon's material."""
+    asks: tuple[tuple[str, Address], ...] = ()
+    """Who asks for which interrupt (event, member), sorted; an ask stands until the interrupt or the period's end."""
+    interrupted: tuple[tuple[str, str], ...] = ()
+    """The interrupts that are going on, innermost last: the event, and the round to come back to."""
 
     @staticmethod
     def start(service: Service, members: Iterable[Address], state: State | None = None) -> Period:
@@ -89,10 +94,15 @@ class Period:
         All agents know it alike, it changes every period, and no agent can choose it alone. It is no secret and no
         fair coin: it is known as soon as the period begins, and whoever decides a field that `keep` carries into the
         next period (a keeper alone; a quorum otherwise) can try contents until the next number suits. If no kept
-        field changes, it can be computed for all periods ahead. Good to rotate keepers; never stake money on it.
+        field changes, it can be computed for all periods ahead. Good to rotate keepers; where something hangs on it,
+        draw lots (`quorate.rounds.draw`).
         """
         material = codec.encode([chain_id, self.state.period, self.origin])
         return int.from_bytes(hashlib.sha256(b"quorate beacon" + material).digest(), "big")
+
+    def ask(self, event: str) -> bytes:
+        """The payload by which a member asks for the interrupt `event`, in any round and beside its payload there."""
+        return _ASK + event.encode()
 
     def refusal(self, sender: Address, sequence: int, payload: bytes) -> str | None:
         """Why this payload does not count now, or None."""
@@ -108,14 +118,15 @@ class Period:
             value = self._read(sender, sequence, payload)
         except PeerError:
             return self
-        votes = Votes.of([*self.votes.items(), (sender, value)], n=self.n, quorum=self.quorum)
-        return dataclasses.replace(self, votes=votes)
+        if payload.startswith(_ASK):
+            return replace(self, asks=tuple(sorted({*self.asks, (value, sender)})))
+        return replace(self, votes=Votes.of([*self.votes.pairs, (sender, value)], n=self.n, quorum=self.votes.quorum))
 
     def end_block(self, time_ms: int) -> tuple[Period, Settled | None]:
         """End the block of this time: settle the round by its rule, else by its deadline; else start its clock.
 
         A round's clock starts at the block after the one that opened it, whose time may be old by a whole sleep of
-        the chain.
+        the chain. A round that nothing settles is left for the interrupt that a quorum asks for.
         """
         if self.is_final:
             return self, None
@@ -125,25 +136,19 @@ class Period:
             outcome = self.round.at_deadline(self.state, self.votes) or Outcome(ROUND_TIMEOUT, self.state)
         if outcome is not None:
             return self._follow(outcome), Settled(self.round.name, outcome.event, self.sequence)
-        return (self if self.clock_ms else dataclasses.replace(self, clock_ms=time_ms)), None
+        left = self._enter(self.round, self.state, self.asks, self.interrupted) if self.asks else self
+        if left.interrupted != self.interrupted:
+            return left, Settled(self.round.name, left.interrupted[-1][0], self.sequence)
+        return (self if self.clock_ms else replace(self, clock_ms=time_ms)), None
 
     @cached_property
     def _encoded(self) -> bytes:
-        stored = _Stored(
-            service=self.service.name,
-            spec_hash=self.service.spec_hash,
-            members=self.members,
-            round=self.round.name,
-            state=codec.encode(self.state).decode(),
-            sequence=self.sequence,
-            votes=tuple((sender, codec.encode(payload).decode()) for sender, payload in self.votes.items()),
-            clock_ms=self.clock_ms,
-            origin=self.origin,
-        )
-        return codec.encode(stored)
+        head = (self.service.name, self.service.spec_hash, self.round.name)
+        agreed = (self.members, self.state, self.sequence, self.votes.pairs, self.clock_ms, self.origin)
+        return codec.encode(head) + b"\n" + codec.encode((*agreed, self.asks, self.interrupted))
 
     def encode(self) -> bytes:
-        """All of it as canonical JSON, for durable storage."""
+        """All of it as two lines of canonical JSON, for durable storage."""
         return self._encoded
 
     def digest(self) -> bytes:
@@ -153,40 +158,44 @@ class Period:
     @staticmethod
     def decode(service: Service, data: bytes) -> Period:
         """The period whose encoding is `data`; `ConfigError` if another service or version of it wrote that."""
+        head, _, body = data.partition(b"\n")
         try:
-            stored: _Stored = codec.decode(_Stored, data)
-            if (stored.service, stored.spec_hash) != (service.name, service.spec_hash):
-                written, running = (
-                    f"{stored.service} {stored.spec_hash[:12]}",
-                    f"{service.name} {service.spec_hash[:12]}",
-                )
+            name, spec_hash, round_name = codec.decode(tuple[str, str, str], head)
+            if (name, spec_hash) != (service.name, service.spec_hash):
                 raise ConfigError(
-                    f"the stored state is of the service {written}; this is {running}",
+                    f"the stored state is of the service {name} {spec_hash[:12]}; this is {service.name} "
+                    f"{service.spec_hash[:12]}",
                     fix="Run the version of the service that wrote it, or start a new chain.",
                 )
-            if (round := service.rounds.get(stored.round)) is None:
-                raise PeerError(f"{stored.round} is none of its rounds")
-            state = codec.decode(service.state, stored.state.encode())
-            pairs = [(sender, codec.decode(round.payload, payload.encode())) for sender, payload in stored.votes]
+            if (round := service.rounds.get(round_name)) is None:
+                raise PeerError(f"{round_name} is none of its rounds")
+            members, state, sequence, pairs, *rest = codec.decode(_form(service.state, round.payload), body)
         except PeerError as error:  # no peer: our own disk
             raise ConfigError(f"the stored state of {service.name} is damaged: {error.message}") from error
-        n = len(stored.members)
-        votes = Votes.of(pairs, n=n, quorum=quorum_of(n))
-        return Period(service, stored.members, round, state, stored.sequence, votes, stored.clock_ms, stored.origin)
+        return Period(service, members, round, state, sequence, replace(_no_votes(members), pairs=pairs), *rest)
 
     def _read(self, sender: Address, sequence: int, payload: bytes) -> Any:
         """The value of a payload that counts; `PeerError` says why it does not."""
+        here = f"round {self.sequence} ({self.round})"
         if sender not in self.members:
             raise PeerError(f"{sender} is no member of {self.service.name}", evidence=payload)
         if sequence != self.sequence:
-            raise PeerError(
-                f"for round {sequence}, but round {self.sequence} ({self.round}) is going on", evidence=payload
-            )
+            raise PeerError(f"for round {sequence}, but {here} is going on", evidence=payload)
         if self.is_final:
             raise PeerError(f"{self.round} is final: nothing is decided there", evidence=payload)
+        if payload.startswith(_ASK):
+            return self._read_ask(sender, payload)
         if sender in self.votes:
-            raise PeerError(f"{sender} has already sent in round {sequence} ({self.round})", evidence=payload)
+            raise PeerError(f"{sender} has already sent in {here}", evidence=payload)
         return codec.decode(self.round.payload, payload)
+
+    def _read_ask(self, sender: Address, payload: bytes) -> str:
+        for one in self.service.interrupts:
+            if self.ask(one.event) == payload:
+                if one.event in dict(self.interrupted) or (one.event, sender) in self.asks:
+                    raise PeerError(f"{one.event} is going on, or {sender} has asked for it", evidence=payload)
+                return one.event
+        raise PeerError(f"{payload[:80]!r} asks for an interrupt that {self.service.name} has not", evidence=payload)
 
     def _follow(self, outcome: Outcome[str, State]) -> Period:
         """The next round, opened with the state that this one agreed on."""
@@ -197,32 +206,31 @@ class Period:
                 fix=f"Name it in the rule's return annotation; it names {sorted(self.round.events)}.",
             )
         state = codec.conform(self.service.state, outcome.state)
+        asks = self.asks if state.period == self.state.period else ()
+        if (target := self.service.table[edge]) is BACK:
+            *outer, (_, name) = self.interrupted
+            return self._enter(self.service.rounds[name], state, asks, tuple(outer))
+        return self._enter(target, state, asks, () if target.name in self.service.main else self.interrupted)
+
+    def _enter(
+        self, target: AnyRound, state: State, asks: tuple[tuple[str, Address], ...], inside: tuple[tuple[str, str], ...]
+    ) -> Period:
+        """The period in which `target` opens, or the first interrupt that is due in its place."""
+        for one in () if target in self.service.final else self.service.interrupts:
+            wanted = sum(event == one.event for event, _ in asks) >= self.quorum or (one.when and one.when(state))
+            if wanted and one.event not in dict(inside):
+                asks = tuple(ask for ask in asks if ask[0] != one.event)
+                target, inside = one.to, (*inside, (one.event, target.name))
+                break
         origin = self.origin if state.period == self.state.period else _digest_of(state)
-        return Period(
-            self.service,
-            self.members,
-            self.service.table[edge],
-            state,
-            self.sequence + 1,
-            _no_votes(self.members),
-            0,
-            origin,
-        )
+        votes = _no_votes(self.members)
+        return Period(self.service, self.members, target, state, self.sequence + 1, votes, 0, origin, asks, inside)
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """The form on disk; state and payloads are their own canonical encodings, read by the types the round names."""
-
-    service: str
-    spec_hash: str
-    members: tuple[Address, ...]
-    round: str
-    state: str
-    sequence: int
-    votes: tuple[tuple[Address, str], ...]
-    clock_ms: int
-    origin: str
+def _form(state: Any, payload: Any) -> Any:
+    """The type of what `encode` writes; the payloads' type depends on the round."""
+    pairs = tuple[tuple[str, str], ...]
+    return tuple[tuple[str, ...], state, int, tuple[tuple[str, payload], ...], int, str, pairs, pairs]
 
 
 def _no_votes(members: tuple[Address, ...]) -> Votes[Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import types
 import typing
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Literal, Protocol, TypeVar, get_args, get_origin
 
@@ -15,18 +16,7 @@ from quorate.fsm.state import State
 from quorate.fsm.votes import Outcome, Votes
 from quorate.units import Address
 
-__all__ = [
-    "NO_MAJORITY",
-    "ROUND_TIMEOUT",
-    "Act",
-    "AnyRound",
-    "Context",
-    "Round",
-    "Rule",
-    "Traits",
-    "agree",
-    "events_of",
-]
+__all__ = ["NO_MAJORITY", "ROUND_TIMEOUT", "Act", "AnyRound", "Context", "Ready", "Round", "Rule", "agree", "events_of"]
 
 ROUND_TIMEOUT: Final = "ROUND_TIMEOUT"
 """The event of a round whose time was over before its rule could decide."""
@@ -67,16 +57,23 @@ class Context(Protocol):
 
 
 @dataclass(frozen=True)
-class Traits:
-    """What a ready-made rule says of itself, so that a service can be checked at import (attribute ``traits``)."""
+class Ready:
+    """A ready-made rule, and what it says of itself, so that a service can be checked at import."""
 
-    events: frozenset[str]
+    settle: Rule[Any, Any]
+    events: frozenset[str] = frozenset({"DONE"})
     stores: Callable[[Any], Mapping[str, Any]] = lambda payload: {}
-    """From the payload's type to the type that each state field must take."""
+    """From the payload's type to the type that each state field must take; they are set when the event is DONE."""
     reads: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """State fields that the rule looks at, with their type."""
     accepts: Callable[[Any], str | None] = lambda payload: None
     """Why the rule cannot count payloads of this type, or None."""
+    at_deadline: Rule[Any, Any] | None = None
+    """Decides when the round's time is over; None, or None from it, is `ROUND_TIMEOUT`."""
+
+    def __call__(self, state: Any, votes: Votes[Any]) -> Outcome[str, Any] | None:
+        """As any rule."""
+        return self.settle(state, votes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,20 +84,26 @@ class Round(Generic[S, P]):
     act: Act[S, P]
     settle: Rule[S, P]
     timeout_ms: int
-    events: frozenset[str]
-    payload: Any
+    events: frozenset[str] = frozenset()
+    payload: Any = None
     """The payload's type, as annotated."""
-    where: str
+    where: str = ""
     """File and line, for messages."""
+    needs: frozenset[str] = frozenset()
+    """State fields that an earlier round must have set."""
+    sets: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
+    """State fields that the round sets, by event."""
+    resets: frozenset[str] = frozenset()
+    """Events with which a new period begins."""
 
     @property
-    def traits(self) -> Traits | None:
+    def traits(self) -> Ready | None:
         """What the rule says of itself, if it is a ready-made one."""
-        return getattr(self.settle, "traits", None)
+        return self.settle if isinstance(self.settle, Ready) else None
 
     def at_deadline(self, state: S, votes: Votes[P]) -> Outcome[str, S] | None:
         """What the rule decides when the round's time is over; None is `ROUND_TIMEOUT`."""
-        decide: Rule[S, P] | None = getattr(self.settle, "at_deadline", None)
+        decide = self.settle.at_deadline if isinstance(self.settle, Ready) else None
         return None if decide is None else decide(state, votes)
 
     def encode(self, payload: P) -> bytes:
@@ -117,10 +120,21 @@ class Round(Generic[S, P]):
 AnyRound = Round[Any, Any]
 
 
-def agree(rule: Rule[S, P], *, timeout_s: float = 30) -> Callable[[Act[S, P]], Round[S, P]]:
+def agree(
+    rule: Rule[S, P],
+    *,
+    timeout_s: float = 30,
+    needs: Collection[str] = (),
+    sets: Mapping[str, Collection[str]] = types.MappingProxyType({}),
+    resets: Collection[str] = (),
+) -> Callable[[Act[S, P]], Round[S, P]]:
     """Make an async function a round: it is what one agent does, `rule` is how all agree, it returns the payload.
 
     `timeout_s` is counted in block time from the first block after the one that opened the round.
+
+    What the round needs is checked at import, as far as it is declared: `needs` names the state fields that must have
+    been set on every path to it, `sets` (event to fields) what a rule of your own sets, `resets` the events with which
+    it ends the period. Ready-made rules declare theirs. A field whose default is not empty counts as set.
     """
 
     def wrap(act: Act[S, P]) -> Round[S, P]:
@@ -130,23 +144,26 @@ def agree(rule: Rule[S, P], *, timeout_s: float = 30) -> Callable[[Act[S, P]], R
             raise ServiceError(f"{name} ({where}): timeout_s is {timeout_s}; expected at least a millisecond")
         payload = _return_hint(act, f"{name} ({where})")
         codec.require_codable(payload, f"{name} ({where}): its payload")
-        traits: Traits | None = getattr(rule, "traits", None)
-        if traits is not None and (reason := traits.accepts(payload)):
-            raise ServiceError(f"{name} ({where}): {reason}")
-        return Round(name, act, rule, round(timeout_s * 1000), events_of(rule) | {ROUND_TIMEOUT}, payload, where)
+        events, need, gives = events_of(rule) | {ROUND_TIMEOUT}, set(needs), {e: set(f) for e, f in sets.items()}
+        if isinstance(rule, Ready):
+            if reason := rule.accepts(payload):
+                raise ServiceError(f"{name} ({where}): {reason}")
+            need |= rule.reads.keys()
+            if stored := rule.stores(payload):
+                gives.setdefault("DONE", set()).update(stored)
+        if strange := sorted({*gives, *resets} - events):
+            raise ServiceError(f"{name} ({where}) never ends with {strange}; it ends with {sorted(events)}")
+        given = {event: frozenset(fields) for event, fields in gives.items()}
+        limit_ms = round(timeout_s * 1000)
+        return Round(name, act, rule, limit_ms, events, payload, where, frozenset(need), given, frozenset(resets))
 
     return wrap
 
 
 def events_of(rule: Callable[..., Any]) -> frozenset[str]:
     """Every event that `rule` can answer: said by a ready-made one, else read from its return annotation."""
-    traits: Traits | None = getattr(rule, "traits", None)
-    events = _annotated_events(rule) if traits is None else traits.events
-    deadline = getattr(rule, "at_deadline", None)
-    return events if deadline is None else events | events_of(deadline)
-
-
-def _annotated_events(rule: Callable[..., Any]) -> frozenset[str]:
+    if isinstance(rule, Ready):
+        return rule.events
     where = f"the rule {getattr(rule, '__qualname__', rule)!s} ({_where(rule)})"
     hint = _return_hint(rule, where)
     parts = get_args(hint) if isinstance(hint, types.UnionType) or get_origin(hint) is typing.Union else (hint,)
@@ -177,5 +194,5 @@ def _return_hint(function: Callable[..., Any], where: str) -> Any:
 
 
 def _where(function: Callable[..., Any]) -> str:
-    code = getattr(function, "__code__", None)
+    code = getattr(inspect.unwrap(function), "__code__", None)
     return "?" if code is None else f"{code.co_filename}:{code.co_firstlineno}"

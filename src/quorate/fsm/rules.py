@@ -3,29 +3,34 @@
 Every rule here depends only on the set of payloads, never on the order in which they came. The payloads that count
 were in a decided block; which ones a block carries is up to its proposer, so where a rule ends at a quorum, the
 proposer may leave out up to f honest payloads in favour of f lies.
+
+Unless a rule says otherwise it ends with DONE, and a round that it cannot end ends with ROUND_TIMEOUT.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
+import types
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from quorate.errors import ServiceError
-from quorate.fsm.round import NO_MAJORITY, Rule, Traits, events_of
+from quorate.fsm.round import NO_MAJORITY, Ready, Rule, events_of
 from quorate.fsm.state import State
 from quorate.fsm.votes import Outcome, Votes
 from quorate.units import Address
 
-__all__ = ["choice", "each", "from_all", "only_keeper", "same", "with_deadline"]
+__all__ = ["choice", "each", "from_all", "only_keeper", "pairs_of", "same", "with_deadline", "without_none"]
 
 S = TypeVar("S", bound=State)
 P = TypeVar("P")
 
 
-def same(into: str) -> Rule[Any, Any]:
+def same(into: str, *, none: str | None = None) -> Ready:
     """The payload that a quorum sent goes into field `into`: DONE. NO_MAJORITY as soon as none can reach a quorum.
+
+    A quorum for None ends with the event `none`, if named, and leaves the state as it was: "none of these".
 
     Tolerates f silent or lying agents: a quorum for a lie would hold an honest agent that sent it too. If honest
     agents see different facts the round may end with NO_MAJORITY, never with something that no honest agent sent.
@@ -33,66 +38,71 @@ def same(into: str) -> Rule[Any, Any]:
 
     def settle(state: Any, votes: Votes[Any]) -> Outcome[str, Any] | None:
         for payload in votes.agreed():
-            return Outcome("DONE", dataclasses.replace(state, **{into: payload}))
+            if payload is None and none is not None:
+                return Outcome(none, state)
+            return Outcome("DONE", replace(state, **{into: payload}))
         return Outcome(NO_MAJORITY, state) if votes.split() else None
 
-    return _with_traits(settle, Traits(frozenset({"DONE", NO_MAJORITY}), lambda payload: {into: payload}))
+    events = {"DONE", NO_MAJORITY} if none is None else {"DONE", NO_MAJORITY, none}
+    return Ready(settle, frozenset(events), lambda payload: {into: payload if none is None else without_none(payload)})
 
 
-def each(into: str) -> Rule[Any, Any]:
-    """DONE at a quorum of payloads; field `into` takes them as (sender, payload) pairs in sender order.
+def each(into: str) -> Ready:
+    """A quorum of payloads goes into field `into` as (sender, payload) pairs in sender order.
 
     Tolerates f silent agents. Up to f of the pairs may be lies, and up to f honest agents may be missing: what is
     computed from them must stand that (a median of a quorum stays inside the honest range, a mean or a sum does not).
     """
 
     def settle(state: Any, votes: Votes[Any]) -> Outcome[str, Any] | None:
-        if len(votes) < votes.quorum:
-            return None
-        return Outcome("DONE", dataclasses.replace(state, **{into: votes.items()}))
+        return Outcome("DONE", replace(state, **{into: votes.items()})) if len(votes) >= votes.quorum else None
 
-    return _with_traits(settle, Traits(frozenset({"DONE"}), lambda payload: {into: _pairs(payload)}))
+    return Ready(settle, stores=lambda payload: {into: pairs_of(payload)})
 
 
-def from_all(into: str) -> Rule[Any, Any]:
-    """DONE when all n agents have sent; field `into` takes their payloads as (sender, payload) pairs in sender order.
+def from_all(into: str) -> Ready:
+    """All n agents' payloads go into field `into` as (sender, payload) pairs in sender order.
 
     Tolerates nobody: one silent agent holds it up until ROUND_TIMEOUT. For start-up, where all must be there.
     """
 
     def settle(state: Any, votes: Votes[Any]) -> Outcome[str, Any] | None:
-        if len(votes) < votes.n:
-            return None
-        return Outcome("DONE", dataclasses.replace(state, **{into: votes.items()}))
+        return Outcome("DONE", replace(state, **{into: votes.items()})) if len(votes) == votes.n else None
 
-    return _with_traits(settle, Traits(frozenset({"DONE"}), lambda payload: {into: _pairs(payload)}))
+    return Ready(settle, stores=lambda payload: {into: pairs_of(payload)})
 
 
-def only_keeper(into: str, keeper: str = "keeper") -> Rule[Any, Any]:
-    """DONE when the agent named in field `keeper` has sent; its payload goes into field `into`, all others are ignored.
+def only_keeper(into: str, keeper: str = "keeper") -> Ready:
+    """The payload of the agent named in field `keeper` goes into field `into`; what others send does not count.
 
     Tolerates any number of other agents that are silent or lie, and none of the keeper's faults: a silent keeper ends
     the round with ROUND_TIMEOUT, a lying one decides alone. Let a later round check what it sent before anything
-    rests on it.
+    rests on it. Where the next one shall take over, see `rotating_keeper`.
     """
 
     def settle(state: Any, votes: Votes[Any]) -> Outcome[str, Any] | None:
         for sender, payload in votes.items():
             if sender == getattr(state, keeper):
-                return Outcome("DONE", dataclasses.replace(state, **{into: payload}))
+                return Outcome("DONE", replace(state, **{into: payload}))
         return None
 
-    return _with_traits(settle, Traits(frozenset({"DONE"}), lambda payload: {into: payload}, reads={keeper: Address}))
+    return Ready(settle, stores=lambda payload: {into: payload}, reads={keeper: str})
 
 
 def choice(
-    into: str, options: Sequence[Any], otherwise: Any, by: str | None = None, keep: str | None = None
-) -> Rule[Any, Any]:
-    """A vote: the option that a quorum chose goes into field `into`; `otherwise` once none can reach one. Always DONE.
+    into: str,
+    options: Sequence[Any],
+    otherwise: Any,
+    by: str | None = None,
+    keep: str | None = None,
+    *,
+    none: str = "DONE",
+) -> Ready:
+    """A vote: the option that a quorum chose goes into field `into`; `otherwise` once none can reach one.
 
     The payload is an option, or a dataclass whose field `by` is one. Field `keep`, if named, takes all payloads that
     were in when the round ended as (sender, payload) pairs. At the deadline a quorum of payloads without a majority
-    is `otherwise`; fewer payloads are ROUND_TIMEOUT.
+    is `otherwise`; fewer payloads are ROUND_TIMEOUT. The event `none` tells `otherwise` from the options, if named.
 
     Tolerates f silent or lying agents: an option other than `otherwise` wins only if honest agents chose it (at least
     quorum - f). f liars can turn a narrow majority of honest agents into `otherwise`, never into the opposite.
@@ -105,44 +115,41 @@ def choice(
         counts = [sum(_is(option, one) for one in chosen) for option in options]
         best = max(counts)
         if best >= votes.quorum:
-            return end(state, votes, options[counts.index(best)])
+            return end(state, votes, options[counts.index(best)], "DONE")
         undecided = votes.n - len(votes)
-        return end(state, votes, otherwise) if best + undecided < votes.quorum else None
+        return end(state, votes, otherwise, none) if best + undecided < votes.quorum else None
 
-    def at_deadline(state: Any, votes: Votes[Any]) -> Outcome[Literal["DONE"], Any] | None:
-        return end(state, votes, otherwise) if len(votes) >= votes.quorum else None
+    def at_deadline(state: Any, votes: Votes[Any]) -> Outcome[str, Any] | None:
+        return end(state, votes, otherwise, none) if len(votes) >= votes.quorum else None
 
-    def end(state: Any, votes: Votes[Any], option: Any) -> Outcome[Literal["DONE"], Any]:
+    def end(state: Any, votes: Votes[Any], option: Any, event: str) -> Outcome[str, Any]:
         kept = {} if keep is None else {keep: votes.items()}
-        return Outcome("DONE", dataclasses.replace(state, **{into: option, **kept}))
+        return Outcome(event, replace(state, **{into: option, **kept}))
 
     def stores(payload: Any) -> dict[str, Any]:
-        return {into: Literal[(*options, otherwise)], **({} if keep is None else {keep: _pairs(payload)})}
+        return {into: Literal[(*options, otherwise)], **({} if keep is None else {keep: pairs_of(payload)})}
 
-    traits = Traits(frozenset({"DONE"}), stores, accepts=lambda payload: _why_no_ballot(payload, options, by))
-    return with_deadline(_with_traits(settle, traits), at_deadline)
+    def accepts(payload: Any) -> str | None:
+        return _why_no_ballot(payload, options, by)
+
+    return Ready(settle, frozenset({"DONE", none}), stores, accepts=accepts, at_deadline=at_deadline)
 
 
-def with_deadline(rule: Rule[S, P], at_deadline: Rule[S, P]) -> Rule[S, P]:
+def with_deadline(rule: Rule[S, P], at_deadline: Rule[S, P]) -> Ready:
     """`rule`, but when the round's time is over `at_deadline` decides on what has come; None there is ROUND_TIMEOUT."""
-
-    @functools.wraps(rule)
-    def settle(state: S, votes: Votes[P]) -> Outcome[str, S] | None:
-        return rule(state, votes)
-
-    traits: Traits = getattr(rule, "traits", None) or Traits(frozenset())
-    events = events_of(rule) | events_of(at_deadline)
-    settle.at_deadline = at_deadline  # type: ignore[attr-defined]  # a function may carry it: that is the protocol
-    return _with_traits(settle, dataclasses.replace(traits, events=events))
+    ready = rule if isinstance(rule, Ready) else Ready(rule)
+    return replace(ready, events=events_of(rule) | events_of(at_deadline), at_deadline=at_deadline)
 
 
-def _with_traits(rule: Rule[S, P], traits: Traits) -> Rule[S, P]:
-    rule.traits = traits  # type: ignore[attr-defined]  # a function may carry it: that is the protocol
-    return rule
-
-
-def _pairs(payload: Any) -> Any:
+def pairs_of(payload: Any) -> Any:
+    """The type of (sender, payload) pairs."""
     return tuple[tuple[Address, payload], ...]
+
+
+def without_none(payload: Any) -> Any:
+    """X for the type X | None, any other type as it is."""
+    rest = [part for part in get_args(payload) if part is not types.NoneType]
+    return rest[0] if len(rest) + 1 == len(get_args(payload)) == 2 else payload
 
 
 def _is(option: Any, chosen: Any) -> bool:

@@ -7,17 +7,41 @@ import hashlib
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from quorate.errors import ServiceError
 from quorate.fsm import codec
-from quorate.fsm.round import AnyRound
-from quorate.fsm.state import State
+from quorate.fsm.round import AnyRound, Round
+from quorate.fsm.state import State, is_kept
 
-__all__ = ["Service"]
+__all__ = ["BACK", "Interrupt", "Service"]
+
+
+async def _never(ctx: Any, state: Any) -> None: ...
+
+
+BACK: Final[AnyRound] = Round("InterruptedRound", _never, lambda state, votes: None, 0)
+"""Where the last round of an interrupt leads: the round that was interrupted, opened anew with the state of now."""
+
+
+@dataclass(frozen=True, eq=False)
+class Interrupt:
+    """Any ordinary round, or one of another interrupt, is left for `to`; an edge to `BACK` comes back to it.
+
+    It happens as soon as a quorum of members asks for it (`Period.ask`), and in place of the next round when
+    ``when(state)`` holds, which must not hold any more when it comes back. If both a round's end and the asks are
+    there, the round ends first. Rounds that only interrupts lead to belong to them; an edge from these to an ordinary
+    round ends all interrupts for good.
+
+    Tolerates f liars: they can neither force an interrupt that is asked for, nor withhold one.
+    """
+
+    event: str
+    to: AnyRound
+    when: Callable[[Any], bool] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,12 +59,16 @@ class Service:
     otherwise: AnyRound | None = None
     final: tuple[AnyRound, ...] = ()
     config: type[Any] | None = None
+    interrupts: tuple[Interrupt, ...] = ()
+    """In order of precedence."""
     where: str = field(default="", init=False)
     """File and line of the definition, for messages."""
     rounds: Mapping[str, AnyRound] = field(init=False)
     """Every round by name, in the order in which the table names them."""
     table: Mapping[tuple[str, str], AnyRound] = field(init=False)
     """(round name, event) to the next round, `otherwise` filled in."""
+    main: frozenset[str] = field(init=False)
+    """The ordinary rounds' names: those that the start leads to without an interrupt."""
 
     def __post_init__(self) -> None:
         frame = sys._getframe(2)  # the caller of the generated __init__
@@ -52,22 +80,29 @@ class Service:
         for one in self.rounds.values():
             self._check_fields(one)
         self._set("table", self._complete_table())
-        self._check_reachable()
+        self._set("main", frozenset(self._paths([self.start])))
+        self._check_paths()
 
     def next(self, round: AnyRound, event: str) -> AnyRound:
         """The round that follows; the table is complete for every event that `round` can end with."""
         return self.table[round.name, event]
 
     def spec(self) -> dict[str, Any]:
-        """The machine in the shape of open-autonomy's fsm_specification.yaml."""
+        """The machine in the shape of open-autonomy's fsm_specification.yaml.
+
+        That shape has no stack: where an interrupt comes back, the next state is written ``InterruptedRound``.
+        """
+        edges = {edge: to.name for edge, to in self.table.items()}
+        resting = {one.name for one in self.final}
+        edges |= {(name, one.event): one.to.name for one in self.interrupts for name in self.main - resting}
         return {
-            "alphabet_in": sorted({event for _, event in self.table}),
+            "alphabet_in": sorted({event for _, event in edges}),
             "default_start_state": self.start.name,
-            "final_states": sorted(one.name for one in self.final),
-            "label": _camel(self.name) + "AbciApp",
+            "final_states": sorted(resting),
+            "label": "".join(word.capitalize() for word in self.name.split("_")) + "AbciApp",
             "start_states": [self.start.name],
-            "states": sorted(self.rounds),
-            "transition_func": {f"({name}, {event})": to.name for (name, event), to in sorted(self.table.items())},
+            "states": sorted({*self.rounds, *edges.values()}),
+            "transition_func": {f"({name}, {event})": to for (name, event), to in sorted(edges.items())},
         }
 
     def spec_yaml(self) -> str:
@@ -89,12 +124,12 @@ class Service:
         return hashlib.sha256(codec.encode(shape)).hexdigest()
 
     def _collect_rounds(self) -> dict[str, AnyRound]:
-        named = [self.start, *self.final]
+        named = [self.start, *self.final, *(one.to for one in self.interrupts)]
         for (source, _), target in self.transitions.items():
             named += [source, target]
         rounds: dict[str, AnyRound] = {}
         for one in [*named, *([] if self.otherwise is None else [self.otherwise])]:
-            if rounds.setdefault(one.name, one) is not one:
+            if one is not BACK and rounds.setdefault(one.name, one) is not one:
                 raise self._error(f"two rounds are named {one.name}: {rounds[one.name].where} and {one.where}")
         return rounds
 
@@ -109,15 +144,16 @@ class Service:
             raise self._error(f"a default of {self.state.__name__} is of another type: {error.message}") from error
 
     def _check_fields(self, one: AnyRound) -> None:
-        if one.traits is None:
-            return
-        fields = get_type_hints(self.state)
-        at = f"{one.name} ({one.where})"
-        for name, stored in (*one.traits.reads.items(), *one.traits.stores(one.payload).items()):
+        fields, at, owner = get_type_hints(self.state), f"{one} ({one.where})", self.state.__name__
+        reads = one.traits.reads if one.traits else {}
+        stores = one.traits.stores(one.payload) if one.traits else {}
+        for name in sorted(one.needs.union(stores, *one.sets.values())):
             if name not in fields:
-                raise self._error(f"{at} uses the field {name!r}; {self.state.__name__} has {sorted(fields)}")
-            if not _fits(fields[name], stored) and not (name in one.traits.reads and fields[name] is str):
-                raise self._error(f"{at} puts {stored} into {self.state.__name__}.{name}, which is {fields[name]}")
+                raise self._error(f"{at} uses the field {name!r}; {owner} has {sorted(fields)}")
+            if name in reads and not _fits(reads[name], fields[name]):
+                raise self._error(f"{at} reads {reads[name]} from {owner}.{name}, which is {fields[name]}")
+            if name in stores and not _fits(fields[name], stores[name]):
+                raise self._error(f"{at} puts {stores[name]} into {owner}.{name}, which is {fields[name]}")
 
     def _complete_table(self) -> dict[tuple[str, str], AnyRound]:
         table = {(source.name, event): target for (source, event), target in self.transitions.items()}
@@ -143,17 +179,54 @@ class Service:
                     table[one.name, event] = self.otherwise
         return dict(sorted(table.items()))
 
-    def _check_reachable(self) -> None:
-        reached, ahead = {self.start.name}, [self.start.name]
-        while ahead:
-            here = ahead.pop()
-            for (name, _), target in self.table.items():
-                if name == here and target.name not in reached:
-                    reached.add(target.name)
-                    ahead.append(target.name)
+    def _check_paths(self) -> None:
+        """Every round is reached; whatever it needs was set before; whoever comes back was interrupted."""
+        asked = {one.event for one in self.interrupts}
+        if len(asked) < len(self.interrupts) or asked & {event for _, event in self.table}:
+            raise self._error(f"of the interrupts {sorted(asked)} one has the event of another, or of a round")
+        reached = self._paths([self.start, *(one.to for one in self.interrupts)])
         for name, one in self.rounds.items():
             if name not in reached:
                 raise self._error(f"nothing leads to {name} ({one.where}): its edges are dead")
+            returns = [event for event in sorted(one.events) if self.table.get((name, event)) is BACK]
+            if name in self.main and returns:
+                raise self._error(f"{one} ({one.where}) leads BACK with {returns[0]}, but is no interrupt's own")
+            if name not in self.main and one.resets:
+                raise self._error(f"{one} ({one.where}) ends the period inside an interrupt, which cannot come back")
+        for needed in sorted({name for one in self.rounds.values() for name in one.needs}):
+            unset = self._unset(needed)
+            for name, one in self.rounds.items():
+                if needed in one.needs and name in unset:
+                    way = " -> ".join(unset[name])
+                    raise self._error(
+                        f"{one} ({one.where}) needs the field {needed!r}, which no round sets on the way {way}",
+                        fix="Let an earlier round set it; a rule of your own declares that: agree(..., sets={...}).",
+                    )
+
+    def _unset(self, needed: str) -> dict[str, tuple[str, ...]]:
+        """The rounds that may open while the field is as empty as its default, each with a way that leads there."""
+        one = next(one for one in dataclasses.fields(self.state) if one.name == needed)
+        if getattr(self.state(), needed):
+            return {}
+        fresh = [self.start]  # and whatever opens a period, unless the field crosses it
+        if not is_kept(one):
+            fresh += [to for (name, event), to in self.table.items() if event in self.rounds[name].resets]
+        return self._paths(fresh, needed)
+
+    def _paths(self, begin: Iterable[AnyRound], unset: str = "") -> dict[str, tuple[str, ...]]:
+        """Every round that these lead to, with the way there; with `unset`, by edges that do not set that field."""
+        paths: dict[str, tuple[str, ...]] = {one.name: (one.name,) for one in begin}
+        ahead = list(paths)
+        while ahead:
+            here = self.rounds[ahead.pop()]
+            onward = [(event, to) for (name, event), to in self.table.items() if name == here.name]
+            if unset:  # an interrupt may come at any time
+                onward += [(one.event, one.to) for one in self.interrupts if here not in self.final]
+            for event, to in onward:
+                if to is not BACK and to.name not in paths and unset not in here.sets.get(event, ()):
+                    paths[to.name] = (*paths[here.name], to.name)
+                    ahead.append(to.name)
+        return paths
 
     def _error(self, message: str, fix: str = "") -> ServiceError:
         return ServiceError(f"service {self.name} ({self.where}): {message}", fix=fix)
@@ -188,11 +261,7 @@ def _holds(field_type: Any, value: Any) -> bool:
     return True
 
 
-def _camel(name: str) -> str:
-    return "".join(word.capitalize() for word in name.split("_"))
-
-
-def _yaml_lines(spec: Mapping[str, Any]) -> typing.Iterator[str]:
+def _yaml_lines(spec: Mapping[str, Any]) -> Iterator[str]:
     """The few shapes of a specification; every text in it is an identifier, so nothing needs quotes."""
     for key, value in spec.items():
         if isinstance(value, list) and value:

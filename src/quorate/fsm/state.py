@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from quorate.fsm.votes import quorum_of
 from quorate.units import Address
 
-__all__ = ["State", "keep"]
+__all__ = ["State", "is_kept", "keep"]
 
 T = TypeVar("T")
 SelfState = TypeVar("SelfState", bound="State")
@@ -20,6 +20,11 @@ _KEEP = "quorate.keep"
 def keep(default: T) -> T:
     """A field of a `State` that crosses into the next period: ``wins: int = keep(0)``."""
     return dataclasses.field(default=default, metadata={_KEEP: True})
+
+
+def is_kept(field: dataclasses.Field[Any]) -> bool:
+    """True for a field made by `keep`."""
+    return _KEEP in field.metadata
 
 
 @dataclass(frozen=True)
@@ -41,5 +46,5 @@ class State:
 
     def next_period(self: SelfState) -> SelfState:
         """The state that the next period begins with: fields made by `keep` stay, the others get their defaults."""
-        fresh: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if _KEEP in f.metadata}
+        fresh: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if is_kept(f)}
         return type(self)(**{**fresh, "period": self.period + 1})

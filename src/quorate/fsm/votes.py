@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from quorate.errors import ServiceError
@@ -58,7 +59,7 @@ class Votes(Generic[P]):
         return len(self.pairs)
 
     def __contains__(self, sender: object) -> bool:
-        return any(known == sender for known, _ in self.pairs)
+        return sender in self.senders()
 
     def items(self) -> tuple[tuple[Address, P], ...]:
         """(sender, payload) pairs in sender order."""
@@ -66,15 +67,15 @@ class Votes(Generic[P]):
 
     def values(self) -> tuple[P, ...]:
         """The payloads in sender order."""
-        return tuple(payload for _, payload in self.pairs)
+        return tuple([payload for _, payload in self.pairs])
 
     def senders(self) -> tuple[Address, ...]:
         """Who has sent, in order."""
-        return tuple(sender for sender, _ in self.pairs)
+        return tuple([sender for sender, _ in self.pairs])
 
     def get(self, sender: Address) -> P | None:
         """The payload of `sender`, or None."""
-        return next((payload for known, payload in self.pairs if known == sender), None)
+        return dict(self.pairs).get(sender)
 
     def same(self) -> P | None:
         """The payload that a quorum sent, or None. With fewer than a third liars, an honest agent sent it too."""
@@ -82,15 +83,17 @@ class Votes(Generic[P]):
 
     def agreed(self) -> tuple[P, ...]:
         """As `same`, where None is itself a payload: the agreed one alone in a tuple, or nothing."""
-        for encoding, count in self._counts().items():
-            if count >= self.quorum:
-                return tuple(payload for _, payload in self.pairs if codec.encode(payload) == encoding)[:1]
-        return ()
+        leader, count = self._leader
+        if count < self.quorum:
+            return ()
+        return next((payload,) for _, payload in self.pairs if codec.encode(payload) == leader)
 
     def split(self) -> bool:
         """True when no payload can reach the quorum any more, whatever the missing agents send."""
-        best = max(self._counts().values(), default=0)
-        return best + self.n - len(self.pairs) < self.quorum
+        return self._leader[1] + self.n - len(self.pairs) < self.quorum
 
-    def _counts(self) -> Counter[bytes]:
-        return Counter(codec.encode(payload) for _, payload in self.pairs)  # ordered by first sender, not by hash
+    @cached_property
+    def _leader(self) -> tuple[bytes, int]:
+        """The encoding that most have sent, and how many; of equals that of the first sender."""
+        counts = Counter([codec.encode(payload) for _, payload in self.pairs])
+        return max(counts.items(), key=lambda entry: entry[1], default=(b"", 0))

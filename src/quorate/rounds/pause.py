@@ -22,7 +22,7 @@ def settle_pause(state: State, votes: Votes[int]) -> Outcome[Literal["DONE", "NO
     return Outcome(NO_MAJORITY, state) if votes.split() else None
 
 
-@agree(settle_pause, timeout_s=LIMIT_S)
+@agree(settle_pause, timeout_s=LIMIT_S, resets=("DONE",))
 async def pause(ctx: Context, state: State) -> int:
     """Rest for ``ctx.config.pause_s`` seconds (10 if there is no such setting), then name the period that is over.
 

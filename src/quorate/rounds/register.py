@@ -22,7 +22,7 @@ def settle_register(state: State, votes: Votes[Address]) -> Outcome[Literal["DON
     return Outcome("DONE", replace(state, participants=votes.senders()))
 
 
-@agree(settle_register, timeout_s=60)
+@agree(settle_register, timeout_s=60, sets={"DONE": ("participants",)})
 async def register(ctx: Context, state: State) -> Address:
     """Report that this agent is up."""
     return ctx.me

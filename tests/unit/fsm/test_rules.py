@@ -168,19 +168,6 @@ def test_a_deadline_brings_its_own_events() -> None:
     assert talk.settle(Poll(), votes("a", "b", "c", "d")) == Outcome("FULL", Poll())
 
 
-def test_a_function_may_carry_its_deadline_itself() -> None:
-    def settle(state: Poll, votes: Votes[str]) -> Outcome[Literal["FULL"], Poll] | None:
-        return None
-
-    settle.at_deadline = at_end  # type: ignore[attr-defined]
-
-    @agree(settle)
-    async def talk(ctx: Context, state: Poll) -> str:
-        return ""
-
-    assert talk.events == {"FULL", "SILENCE", "ROUND_TIMEOUT"}
-
-
 def test_a_rule_without_deadline_times_out() -> None:
     @agree(same("word"))
     async def talk(ctx: Context, state: Poll) -> str:
