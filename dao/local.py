@@ -61,6 +61,7 @@ class LocalDao:
             token=self.contracts.token,
             timelock=self.contracts.timelock,
             registry=self.contracts.registry,
+            confirmations=0,  # anvil makes a block for a transaction only, and takes none back
         )
 
     @property

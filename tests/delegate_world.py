@@ -10,7 +10,7 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from eth_abi.abi import encode
@@ -86,6 +86,7 @@ class World:
 
     def propose(self, description: str, *calls: Call) -> int:
         """A new proposal that is open for votes; its id."""
+        self.block += 1
         number = int.from_bytes(keccak(text=f"{len(self._proposals)}"), "big")
         self._proposals.append({
             "proposalId": number,
@@ -116,19 +117,32 @@ class World:
 
     def mine(self, sender: Address, intent: Intent, signatures: Mapping[Address, SafeSignature]) -> None:
         """What the Safe's and the Governor's code would do with the transaction; raises Reverted."""
-        digest = SafeTransaction(intent.call, intent.nonce).digest(CHAIN_ID, SAFE)
+        digest = SafeTransaction(intent.calls, intent.nonce).digest(CHAIN_ID, SAFE)
         if intent.nonce != self.nonce:
             raise Reverted("GS026")
         owners = {who for who, one in signatures.items() if recover(digest, _bytes(one.signature)) == who}
         if len(owners & set(AGENTS)) < THRESHOLD or len(owners) != len(signatures):
             raise Reverted("GS020")
-        self._vote(sender, intent.call)
+        for one in intent.calls:
+            self._vote(sender, one)
         self.nonce += 1
         self.block += 1
-        self._settled[intent] = Settlement(Hash("0x" + keccak(digest).hex()), self.block, 80_000, True)
+        self._settled[intent] = Settlement(0, Hash("0x" + keccak(digest).hex()), self.block, 80_000, True, sender)
 
-    def outcome(self, intent: Intent) -> Settlement | None:
-        return self._settled.get(intent)
+    def outcome(self, unsettled: Sequence[Intent]) -> Settlement | None:
+        """The Safe's nonce, and which of these intents used it up."""
+        if self.nonce <= unsettled[0].nonce:
+            return None
+        for which, intent in enumerate(unsettled):
+            if intent in self._settled:
+                return replace(self._settled[intent], which=which)
+        return Settlement(-1, Hash("0x" + "00" * 32), self.block, 0, True, PAYEE)
+
+    def can_succeed(self, intent: Intent) -> bool:
+        """Whether the Governor would take the votes."""
+        function = load_abi("QuorateGovernor").function("castVoteWithReason", 3)
+        votes = [function.decode_arguments(_bytes(one.data)[4:])[0] for one in intent.calls]
+        return not any(vote in self.closed or self.has_voted(vote) for vote in votes)
 
     def has_voted(self, proposal: int) -> bool:
         return any(vote.proposal == proposal for vote in self.votes)
@@ -150,6 +164,10 @@ class ScriptedChain:
 
     def __init__(self, world: World, me: Address) -> None:
         self._world, self._me = world, me
+
+    async def block_number(self) -> int:
+        self._answer(GOVERNOR)
+        return self._world.block
 
     async def logs(self, address: Address, abi: Abi, event: str, **_: Any) -> tuple[Log, ...]:
         self._answer(address)
@@ -177,27 +195,28 @@ class ScriptedSettler:
     def __init__(self, world: World, me: Address) -> None:
         self._world, self._me = world, me
 
-    async def next_nonce(self) -> int:
-        return self._world.nonce
+    async def next_nonce(self) -> tuple[int, int]:
+        return self._world.nonce, self._world.block
+
+    async def can_succeed(self, intent: Intent, block: int | None = None) -> bool:
+        return self._world.can_succeed(intent)
 
     async def sign(self, intent: Intent) -> SafeSignature:
-        digest = SafeTransaction(intent.call, intent.nonce).digest(CHAIN_ID, SAFE)
+        digest = SafeTransaction(intent.calls, intent.nonce).digest(CHAIN_ID, SAFE)
         signature = ACCOUNTS[AGENTS.index(self._me)].unsafe_sign_hash(digest).signature
         return SafeSignature(Hash("0x" + digest.hex()), "0x" + bytes(signature).hex())
 
-    async def execute(self, intent: Intent, signatures: Mapping[Address, SafeSignature]) -> Hash:
+    async def push(self, intent: Intent, signatures: Mapping[Address, SafeSignature]) -> None:
+        if (self._me, intent, signatures) in self._world.sent:
+            return
         self._world.sent.append((self._me, intent, signatures))
         if self._world.loses:
             self._world.loses -= 1
-        else:
+        elif self._world.can_succeed(intent):
             self._world.mine(self._me, intent, signatures)
-        return Hash("0x" + "00" * 32)
 
-    async def outcome(self, intent: Intent) -> Settlement | None:
-        found = self._world.outcome(intent)
-        if found is None and self._world.nonce > intent.nonce:
-            return Settlement(Hash("0x" + "00" * 32), 0, 0, False)
-        return found
+    async def outcome(self, unsettled: tuple[Intent, ...], *, final: bool = False) -> Settlement | None:
+        return self._world.outcome(unsettled)
 
 
 class ScriptedModel(ModelClient):

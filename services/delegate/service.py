@@ -36,6 +36,8 @@ class DelegateConfig:
     language_model: str
     pause_s: int = 10
     """Rest between a vote and the look for the next proposal."""
+    poll_ms: int = 500
+    """How often the chain is asked for a proposal while there is none."""
 
     policy: Policy = field(init=False)
     """What `policy_file` says (a path from the project's root). Its hash is part of the settings that all agents must

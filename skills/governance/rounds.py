@@ -19,10 +19,10 @@ from quorate.chain import (
     decode_actions,
 )
 from quorate.errors import ModelError
-from quorate.fsm import AnyRound, Context, Outcome, State, Votes, agree, choice, same
+from quorate.fsm import AnyRound, Outcome, Votes, agree, choice, same
 from quorate.model import ModelClient
 from quorate.rounds import settle
-from quorate.rounds.settle import Intent, SafeSignature, Settlement, Settler
+from quorate.rounds.settle import Intent, SettleContext, Settling
 from quorate.signatures import keccak
 from quorate.units import Address, Bps, Hash
 
@@ -34,6 +34,7 @@ from .words import one_line
 
 __all__ = ["Delegation", "Draft", "draft", "judge", "read", "transitions", "watch"]
 
+_REORG_BLOCKS = 64  # looked at again each time: a proposal may come back in another block
 _SUPPORT: Mapping[Choice, Support] = {"AGAINST": AGAINST, "FOR": FOR, "ABSTAIN": ABSTAIN}
 
 
@@ -47,27 +48,15 @@ class Draft:
 
 
 @dataclass(frozen=True)
-class Delegation(State):
+class Delegation(Settling):
     """What the agents agree on while they decide about one proposal."""
 
-    keeper: Address = Address("")
     proposal: int = 0
     reading: Reading | None = None
     support: Choice = "ABSTAIN"
     judgements: tuple[tuple[Address, Judgement], ...] = ()
     rationale: Hash | None = None
     reason: str = ""
-    intent: Intent | None = None
-    signatures: tuple[tuple[Address, SafeSignature], ...] = ()
-    settlement: Settlement | None = None
-
-
-class VoteSettler(Settler, Protocol):
-    """A settler that also tells the Safe's next nonce."""
-
-    async def next_nonce(self) -> int:
-        """The nonce that the Safe's next transaction will have."""
-        ...
 
 
 class DelegateConfig(Protocol):
@@ -84,6 +73,8 @@ class DelegateConfig(Protocol):
     @property
     def treasury(self) -> Address: ...
     @property
+    def poll_ms(self) -> int: ...
+    @property
     def policy(self) -> Policy: ...
     @property
     def book(self) -> AddressBook: ...
@@ -93,7 +84,7 @@ class DelegateConfig(Protocol):
     def language_model(self) -> str: ...
 
 
-class DelegateContext(Context, Protocol):
+class DelegateContext(SettleContext, Protocol):
     """What an agent reaches while it acts as a delegate."""
 
     config: DelegateConfig
@@ -102,8 +93,6 @@ class DelegateContext(Context, Protocol):
     def chain(self) -> Chain: ...
     @property
     def model(self) -> ModelClient: ...
-    @property
-    def settler(self) -> VoteSettler: ...
     def emit(self, kind: str, **fields: Any) -> None:
         """Tell whoever watches this agent what happened."""
         ...
@@ -118,12 +107,22 @@ async def watch(ctx: DelegateContext, state: Delegation) -> int:
     """Find the oldest proposal that is open for votes and that the Safe has not voted on."""
     governor = _governor(ctx)
     ctx.emit("waiting", **{"for": "a proposal that is open for votes"})
+    waiting: dict[int, Proposal] = {}
+    handled: set[int] = set()
+    begin, seen = ctx.config.from_block, -1
     while True:
-        for proposal in await governor.proposals(ctx.config.from_block):
-            is_open = await governor.state(proposal.id) == ProposalState.ACTIVE
-            if is_open and not await governor.has_voted(proposal.id, ctx.config.safe):
-                return proposal.id
-        await ctx.sleep(0.5)
+        if (head := await ctx.chain.block_number()) != seen:
+            fresh = await governor.proposals(begin, head)
+            waiting |= {one.id: one for one in fresh if one.id not in handled}
+            begin, seen = max(ctx.config.from_block, head - _REORG_BLOCKS), head  # from now on, only what is new
+        for number in sorted(waiting, key=lambda known: waiting[known].block):
+            stage = await governor.state(number)
+            if stage == ProposalState.ACTIVE and not await governor.has_voted(number, ctx.config.safe):
+                return number
+            if stage != ProposalState.PENDING:
+                handled.add(number)
+                del waiting[number]
+        await ctx.sleep(ctx.config.poll_ms / 1000)
 
 
 @agree(same("reading"), timeout_s=30)
@@ -169,12 +168,14 @@ async def judge(ctx: DelegateContext, state: Delegation) -> Judgement:
 
 
 def keep_draft(state: Delegation, votes: Votes[Draft]) -> Outcome[Literal["DONE", "NO_MAJORITY"], Delegation] | None:
-    """End when a quorum drafted the same vote."""
-    drafted = votes.same()
-    if drafted is not None:
-        done = replace(state, rationale=drafted.rationale, reason=drafted.reason, intent=drafted.intent)
-        return Outcome("DONE", done)
-    return Outcome("NO_MAJORITY", state) if votes.split() else None
+    """End when a quorum drafted the same vote; it is simulated at the middle one of the blocks that they named."""
+    drafts = Votes(tuple((who, _at_block(draft, 0)) for who, draft in votes.items()), votes.n, votes.quorum)
+    drafted = drafts.same()
+    if drafted is None:
+        return Outcome("NO_MAJORITY", state) if drafts.split() else None
+    block = settle.middle_block(draft.intent for draft in votes.values() if _at_block(draft, 0) == drafted)
+    noted = replace(state, rationale=drafted.rationale, reason=drafted.reason)
+    return Outcome("DONE", settle.with_intent(noted, _at_block(drafted, block).intent))
 
 
 @agree(keep_draft, timeout_s=30)
@@ -188,7 +189,7 @@ async def draft(ctx: DelegateContext, state: Delegation) -> Draft:
     ctx.keep(f"rationale-{digest}.json", rationale)
     reason = write_reason(state.support, reading, digest)
     call = _governor(ctx).cast_vote_with_reason(state.proposal, _SUPPORT[state.support], reason)
-    return Draft(rationale=digest, reason=reason, intent=Intent(call, await ctx.settler.next_nonce()))
+    return Draft(rationale=digest, reason=reason, intent=await settle.intend(ctx, state, call))
 
 
 transitions: Mapping[tuple[AnyRound, str], AnyRound] = {
@@ -198,10 +199,13 @@ transitions: Mapping[tuple[AnyRound, str], AnyRound] = {
     (read, "DONE"): judge,
     (judge, "DONE"): draft,
     (draft, "DONE"): settle.sign,
-    (settle.sign, "DONE"): settle.confirm,
-    (settle.confirm, "ROTATE"): settle.confirm,
+    **settle.transitions,
 }
 """From a proposal seen to a vote mined; a service says where `confirm` leads, and what the rest falls back to."""
+
+
+def _at_block(draft: Draft, block: int) -> Draft:
+    return replace(draft, intent=replace(draft.intent, block=block))
 
 
 @dataclass(frozen=True)

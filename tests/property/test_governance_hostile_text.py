@@ -224,9 +224,9 @@ def test_a_reader_in_an_attackers_hands_causes_no_vote_for_a_forbidden_proposal(
     proposal = world.propose(description, *calls)
     reading, judgement, drafted = loop.run_until_complete(decide(world, proposal, model))
     assert (reading.verdict, judgement.choice) == ("FORBIDDEN", "AGAINST")
-    arguments = bytes.fromhex(drafted.intent.call.data[10:])
+    arguments = bytes.fromhex(drafted.intent.calls[0].data[10:])
     assert int.from_bytes(arguments[32:64], "big") == 0  # support: against
-    assert drafted.intent.call.to == GOVERNOR
+    assert [one.to for one in drafted.intent.calls] == [GOVERNOR]
     assert len(drafted.reason) < 520
 
 

@@ -136,12 +136,13 @@ async def test_a_keeper_that_dies_before_it_sends_is_followed_by_another() -> No
     world = World()
     world.propose("Pay for the audit", pay(10))
     async with delegate(world) as net:
-        await net.run_until(round="confirm")
+        await net.run_until(round="send")
         net.crash(dead := net.keeper)
         await settle(net, world)
-        assert ("ConfirmRound", "ROTATE") in [(one.round_name, one.event) for one in net.rounds]
+        assert ("SendRound", "ROTATE") in [(one.round_name, one.event) for one in net.rounds]
         assert [vote.support for vote in world.votes] == [FOR]
         assert world.votes[0].sender != dead
+        assert [one.keeper for one in net.state.silences] == [dead]
 
 
 async def test_a_keeper_that_dies_after_it_sent_leaves_one_vote() -> None:
@@ -171,14 +172,17 @@ async def test_a_vote_that_can_no_longer_be_cast_is_given_up_and_the_next_propos
     world = World()
     missed = world.propose("Pay for the audit", pay(10))
     async with delegate(world) as net:
-        await net.run_until(round="confirm")
+        await net.run_until(round="send")
         world.closed.add(missed)
         following = world.propose("Pay for another audit", pay(10))
         await settle(net, world)
         assert [vote.proposal for vote in world.votes] == [following]
-        ends = [one.event for one in net.rounds if one.round_name == "ConfirmRound"]
-        assert ends == ["ROTATE", "ROTATE", "ROTATE", "FAILED", "DONE"]
-        assert world.sent[0][1].nonce == world.sent[-1][1].nonce  # the old transaction can never follow
+        ends = [one.event for one in net.rounds if one.round_name in ("SendRound", "ReviewRound", "ConfirmRound")]
+        assert ends == ["ROTATE", "ROTATE", "ROTATE", "STUCK", "CANCEL", "DONE", "FAILED", "DONE", "DONE"]
+        cancel = next(intent for _, intent, _ in world.sent if not intent.calls)
+        assert cancel.nonce == world.sent[0][1].nonce  # the old transaction can never follow
+        assert world.sent[-1][1].nonce == cancel.nonce + 1
+        assert net.state.silences == ()  # all keepers failed alike: none of them is to blame
 
 
 def judgement(choice: str, **changes: Any) -> bytes:
@@ -190,9 +194,12 @@ LIES: dict[str, Any] = {
     "ReadRound": lambda state: {"proposal": 1, "actions": "0x", "action_text": "", "purpose": "Pay for the audit",
                                 "verdict": "ALLOWED", "rule": "", "reason": ""},
     "DraftRound": lambda state: {"rationale": "0x", "reason": "FOR!", "intent": {
-        "call": {"to": CONFIG.token, "value": 0, "data": MINT.data}, "nonce": 0}},
+        "calls": [{"to": CONFIG.token, "value": 0, "data": MINT.data}], "nonce": 0, "block": 2**60}},
     "SignRound": lambda state: {"digest": "0x" + "ab" * 32, "signature": "0x" + "cd" * 65},
-    "ConfirmRound": lambda state: {"tx": "0x" + "ab" * 32, "block": 1, "gas": 1, "success": True},
+    "SendRound": lambda state: "0x" + "ab" * 32,
+    "ConfirmRound": lambda state: {"which": 0, "tx": "0x" + "ab" * 32, "block": 1, "gas": 1, "success": True,
+                                   "sender": CONFIG.token},
+    "ReviewRound": lambda state: False,
     "WatchRound": lambda state: 7,
 }  # fmt: skip
 
@@ -291,7 +298,7 @@ async def trace(seed: int) -> tuple[Any, ...]:
     world = World()
     world.propose("Pay for the audit", pay(10))
     async with delegate(world, seed=seed) as net:
-        await net.run_until(round="confirm")
+        await net.run_until(round="send")
         net.crash(net.keeper)
         await settle(net, world)
         return net.height, net.time_s, tuple(net.rounds), net.period.digest(), tuple(world.votes)

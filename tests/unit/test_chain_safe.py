@@ -13,7 +13,7 @@ from tests.unit.scripted_chain import scripted_chain
 
 SAFE = Address("0x" + "11" * 20)
 TARGET = Address("0x" + "22" * 20)
-TRANSACTION = SafeTransaction(Call(TARGET, Wei(3), "0xdeadbeef"), nonce=7)
+TRANSACTION = SafeTransaction((Call(TARGET, Wei(3), "0xdeadbeef"),), nonce=7)
 OWNERS = [Wallet.from_key(bytes([n]) * 32) for n in (1, 2, 3)]
 
 
@@ -57,10 +57,10 @@ def test_a_digest_holds_for_one_chain_one_safe_one_nonce_and_one_call() -> None:
     others = [
         TRANSACTION.digest(1, SAFE),
         TRANSACTION.digest(31337, TARGET),
-        SafeTransaction(TRANSACTION.call, 8).digest(31337, SAFE),
-        SafeTransaction(Call(TARGET, Wei(4), "0xdeadbeef"), 7).digest(31337, SAFE),
-        SafeTransaction(Call(TARGET, Wei(3), "0xdeadbeee"), 7).digest(31337, SAFE),
-        SafeTransaction(TRANSACTION.call, 7, gas=1).digest(31337, SAFE),
+        SafeTransaction(TRANSACTION.calls, 8).digest(31337, SAFE),
+        SafeTransaction((Call(TARGET, Wei(4), "0xdeadbeef"),), 7).digest(31337, SAFE),
+        SafeTransaction((Call(TARGET, Wei(3), "0xdeadbeee"),), 7).digest(31337, SAFE),
+        SafeTransaction(TRANSACTION.calls, 7, gas=1).digest(31337, SAFE),
     ]
     assert len({TRANSACTION.digest(31337, SAFE), *others}) == 7
 
@@ -80,14 +80,14 @@ def test_signatures_are_put_in_the_owners_order_however_they_come() -> None:
 
 def test_a_signature_over_something_else_is_refused() -> None:
     safe = Safe(scripted_chain({}), SAFE)
-    wrong = OWNERS[0].sign_digest(SafeTransaction(TRANSACTION.call, 8).digest(31337, SAFE))
+    wrong = OWNERS[0].sign_digest(SafeTransaction(TRANSACTION.calls, 8).digest(31337, SAFE))
     with pytest.raises(ValueError, match=f"the signature given as {OWNERS[0].address}'s is"):
         safe.execution(TRANSACTION, {OWNERS[0].address: wrong})
     with pytest.raises(ValueError, match="no valid signature"):
         safe.execution(TRANSACTION, {OWNERS[0].address: bytes(65)})
 
 
-@pytest.mark.parametrize("name", ["Safe", "ProxyFactory", "CompatibilityFallbackHandler"])
+@pytest.mark.parametrize("name", ["Safe", "ProxyFactory", "CompatibilityFallbackHandler", "MultiSendCallOnly"])
 def test_safe_eth_pys_bytecode_is_what_safe_deployed_on_public_chains(name: str) -> None:
     """Its canonical address depends on every byte of the creation code (CREATE2 by Safe's own deployer, salt 0)."""
     deployer = Address("0x914d7Fec6aaC8cd542e72Bca78B30650d45643d7")

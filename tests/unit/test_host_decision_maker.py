@@ -21,6 +21,7 @@ from hexbytes import HexBytes
 
 from quorate.abci import UnsignedPayload
 from quorate.chain import SafeTransaction, Wallet, load_abi, selector_of
+from quorate.chain.safe import MULTI_SEND, _abi
 from quorate.errors import QuorateError
 from quorate.fsm import Period, Service, State, agree, same
 from quorate.host.agreed import Agreed
@@ -38,6 +39,7 @@ from quorate.model import ModelRequest
 from quorate.rounds.settle import Intent, SafeSignature
 from quorate.signatures import recover
 from quorate.units import Address, Call, Hash, Wei
+from tests.attacks import attack_calls
 
 KEY = bytes(range(1, 33))
 PASSPHRASE = "not in any log"
@@ -45,7 +47,9 @@ ME = Wallet.from_key(KEY).address
 SAFE, GOVERNOR, STRANGER, REGISTRY = (Address("0x" + digit * 40) for digit in "1234")
 VOTE = selector_of("castVoteWithReason(uint256,uint8,string)")
 LIMITS = Limits(safe=SAFE, chain_id=31337, calls=frozenset({(GOVERNOR, VOTE)}))
-INTENT = Intent(Call(GOVERNOR, Wei(0), load_abi("QuorateGovernor").encode("castVoteWithReason", 7, 1, "because")), 5)
+CALL = Call(GOVERNOR, Wei(0), load_abi("QuorateGovernor").encode("castVoteWithReason", 7, 1, "because"))
+INTENT = Intent((CALL,), 5)
+BATCH = Intent((CALL, replace(CALL, data=load_abi("QuorateGovernor").encode("castVoteWithReason", 8, 0, ""))), 5)
 EXECUTION = ExecutionRequest(nonce=3, gas=300_000, max_fee_per_gas=Wei(10**9), max_priority_fee_per_gas=Wei(1))
 CHAIN = "delegate-1"
 
@@ -125,7 +129,7 @@ def model_request(path: str = "/v1/chat/completions") -> ModelRequest:
 
 
 def own_signature(intent: Intent = INTENT) -> tuple[Address, SafeSignature]:
-    digest = SafeTransaction(intent.call, intent.nonce).digest(LIMITS.chain_id, SAFE)
+    digest = SafeTransaction(intent.calls, intent.nonce).digest(LIMITS.chain_id, SAFE)
     return ME, SafeSignature(Hash("0x" + digest.hex()), "0x" + Wallet.from_key(KEY).sign_digest(digest).hex())
 
 
@@ -144,7 +148,7 @@ def test_a_request_to_a_model_is_signed(boundary: Boundary, path: str) -> None:
 
 
 def test_the_agreed_intent_is_signed_as_the_safes_own_transaction(boundary: Boundary) -> None:
-    digest = SafeTransaction(INTENT.call, INTENT.nonce).digest(31337, SAFE)
+    digest = SafeTransaction(INTENT.calls, INTENT.nonce).digest(31337, SAFE)
     assert recover(digest, boundary.ask(IntentRequest(INTENT))) == ME
 
 
@@ -154,9 +158,31 @@ def test_the_execution_is_made_of_agreed_state_alone(boundary: Boundary) -> None
     assert Account.recover_transaction(raw) == ME
     sent = TypedTransaction.from_bytes(HexBytes(raw)).as_dict()
     own = bytes.fromhex(own_signature()[1].signature[2:])
-    expected = SafeTransaction(INTENT.call, INTENT.nonce).execution(SAFE, {ME: own})
+    expected = SafeTransaction(INTENT.calls, INTENT.nonce).execution(SAFE, {ME: own})
     assert (HexBytes(sent["to"]).hex(), HexBytes(sent["data"]).hex()) == (SAFE[2:].lower(), expected.data[2:])
     assert (sent["value"], sent["nonce"], sent["gas"], sent["chainId"]) == (0, 3, 300_000, 31337)
+
+
+def test_several_agreed_calls_are_signed_as_a_delegatecall_of_multisend_call_only_and_of_nothing_else(
+    boundary: Boundary,
+) -> None:
+    boundary.agreed.commit(period(intent=BATCH, signatures=(own_signature(BATCH),)))
+    digest = SafeTransaction(BATCH.calls, BATCH.nonce).digest(31337, SAFE)
+    assert recover(digest, boundary.ask(IntentRequest(BATCH))) == ME
+    sent = TypedTransaction.from_bytes(HexBytes(boundary.ask(EXECUTION))).as_dict()
+    to, value, data, operation, *_ = _abi("Safe").function("execTransaction", 10).decode_arguments(sent["data"][4:])
+    assert (to, value, operation) == (MULTI_SEND, 0, 1)
+    assert b"".join(bytes.fromhex(call.data[2:]) for call in BATCH.calls[:1]) in data
+
+
+def test_a_cancel_is_signed_without_any_permission(wallet: AeaWallet) -> None:
+    boundary, cancel = Boundary(wallet, Limits(safe=SAFE, chain_id=31337)), Intent((), 5)
+    boundary.agreed.commit(period(intent=cancel, signatures=(own_signature(cancel),)))
+    digest = SafeTransaction((), 5).digest(31337, SAFE)
+    assert recover(digest, boundary.ask(IntentRequest(cancel))) == ME
+    sent = TypedTransaction.from_bytes(HexBytes(boundary.ask(EXECUTION))).as_dict()
+    to, value, data, operation, *_ = _abi("Safe").function("execTransaction", 10).decode_arguments(sent["data"][4:])
+    assert (to, value, data, operation) == (SAFE, 0, b"", 0)
 
 
 # ---- what it refuses
@@ -188,9 +214,11 @@ def test_a_request_to_any_other_path_is_refused(boundary: Boundary, path: str) -
     "other",
     [
         replace(INTENT, nonce=6),
-        replace(INTENT, call=replace(INTENT.call, data=INTENT.call.data.replace("07", "08", 1))),
-        replace(INTENT, call=replace(INTENT.call, to=STRANGER)),
-        replace(INTENT, call=replace(INTENT.call, value=Wei(1))),
+        replace(INTENT, calls=(replace(CALL, data=CALL.data.replace("07", "08", 1)),)),
+        replace(INTENT, calls=(replace(CALL, to=STRANGER),)),
+        replace(INTENT, calls=(replace(CALL, value=Wei(1)),)),
+        replace(INTENT, calls=()),
+        replace(INTENT, calls=(CALL, CALL)),
     ],
 )
 def test_an_intent_that_is_not_the_agreed_one_is_refused(boundary: Boundary, other: Intent) -> None:
@@ -208,21 +236,26 @@ def test_without_an_agreed_intent_nothing_is_signed_for_the_safe(wallet: AeaWall
             boundary.ask(request)
 
 
+@pytest.mark.parametrize("place", ["alone", "first of two", "last of two"])
 @pytest.mark.parametrize(
     "call",
     [
-        Call(STRANGER, Wei(0), INTENT.call.data),
+        Call(STRANGER, Wei(0), CALL.data),
         Call(GOVERNOR, Wei(0), selector_of("relay(address,uint256,bytes)") + "00" * 96),
-        Call(GOVERNOR, Wei(0), VOTE.upper().replace("0X", "0x") + INTENT.call.data[10:]),
+        Call(GOVERNOR, Wei(0), VOTE.upper().replace("0X", "0x") + CALL.data[10:]),
         Call(GOVERNOR, Wei(0), "0x"),
         Call(GOVERNOR, Wei(0), VOTE[:9]),
-        Call(SAFE, Wei(0), selector_of("addOwnerWithThreshold(address,uint256)") + "00" * 64),
-        Call(SAFE, Wei(0), selector_of("enableModule(address)") + "00" * 32),
-        Call(GOVERNOR, Wei(1), INTENT.call.data),
+        Call(GOVERNOR, Wei(1), CALL.data),
+        Call(GOVERNOR, Wei(-1), CALL.data),
+        *attack_calls(SAFE, STRANGER),
     ],
+    ids=repr,
 )
-def test_what_the_owner_does_not_allow_is_not_signed_even_if_the_quorum_agreed(wallet: AeaWallet, call: Call) -> None:
-    boundary, intent = Boundary(wallet), Intent(call, 5)
+def test_what_the_owner_does_not_allow_is_not_signed_even_if_the_quorum_agreed(
+    wallet: AeaWallet, call: Call, place: str
+) -> None:
+    calls = {"alone": (call,), "first of two": (call, CALL), "last of two": (CALL, call)}[place]
+    boundary, intent = Boundary(wallet), Intent(calls, 5)
     boundary.agreed.commit(period(intent=intent, signatures=(own_signature(),)))
     for request in (IntentRequest(intent), EXECUTION):
         with pytest.raises(OverLimit):

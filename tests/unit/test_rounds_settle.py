@@ -1,32 +1,46 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+import pytest
 from eth_account import Account
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quorate.fsm import State, Votes
-from quorate.rounds.settle import Intent, SafeSignature, Settlement, confirm, keep_settlement, keep_signatures, sign
+from quorate.fsm import Service, Votes
+from quorate.rounds import pause
+from quorate.rounds.settle import (
+    MAX_UNSETTLED,
+    REFUSED,
+    Intent,
+    KeeperSilence,
+    SafeSignature,
+    Settlement,
+    Settling,
+    confirm,
+    intend,
+    keep_review,
+    keep_settlement,
+    keep_signatures,
+    middle_block,
+    review,
+    see_it_mined,
+    send,
+    sign,
+    transitions,
+    with_intent,
+)
 from quorate.units import Address, Call, Hash, Wei
 
 ACCOUNTS = sorted((Account.from_key(bytes([n]) * 32) for n in range(1, 5)), key=lambda account: account.address)
 AGENTS = [Address(account.address) for account in ACCOUNTS]
 DIGEST = Hash("0x" + "ab" * 32)
-INTENT = Intent(Call(AGENTS[0], Wei(0), "0x"), 3)
-MINED = Settlement(Hash("0x" + "cd" * 32), 7, 80_000, True)
-
-
-@dataclass(frozen=True)
-class Settling(State):
-    keeper: Address = Address("")
-    intent: Intent | None = INTENT
-    signatures: tuple[tuple[Address, SafeSignature], ...] = ()
-    settlement: Settlement | None = None
-
-
-STATE = Settling(participants=tuple(AGENTS), period=2)
+INTENT = Intent((Call(AGENTS[0], Wei(0), "0x"),), 3, block=50)
+OTHER = Intent((Call(AGENTS[1], Wei(0), "0x"),), 3, block=60)
+CANCEL = Intent((), 3, block=50)
+MINED = Settlement(0, Hash("0x" + "cd" * 32), 7, 80_000, True, AGENTS[2])
+STATE = with_intent(Settling(participants=tuple(AGENTS), period=2), INTENT)
 
 
 def signed(index: int, digest: str = DIGEST, by: int | None = None) -> tuple[Address, SafeSignature]:
@@ -35,8 +49,18 @@ def signed(index: int, digest: str = DIGEST, by: int | None = None) -> tuple[Add
     return AGENTS[index], SafeSignature(Hash(digest), "0x" + bytes(signature).hex())
 
 
+SENDING = replace(STATE, keeper=AGENTS[2], signatures=tuple(signed(n) for n in range(3)))
+
+
 def votes(*pairs: tuple[Address, Any]) -> Votes[Any]:
     return Votes.of(pairs, n=4, quorum=3)
+
+
+def all_say(payload: Any, count: int = 3) -> Votes[Any]:
+    return votes(*((agent, payload) for agent in AGENTS[:count]))
+
+
+# ---- sign
 
 
 def test_a_quorum_of_valid_signatures_is_kept_and_names_a_keeper() -> None:
@@ -45,6 +69,12 @@ def test_a_quorum_of_valid_signatures_is_kept_and_names_a_keeper() -> None:
     assert outcome.event == "DONE"
     assert [who for who, _ in outcome.state.signatures] == [AGENTS[0], AGENTS[2], AGENTS[3]]
     assert outcome.state.keeper == AGENTS[2]
+
+
+def test_no_more_signatures_are_kept_than_the_safe_needs() -> None:
+    outcome = keep_signatures(STATE, votes(*(signed(n) for n in range(4))))
+    assert outcome is not None
+    assert len(outcome.state.signatures) == 3
 
 
 def test_a_signature_that_is_not_its_senders_counts_for_nothing() -> None:
@@ -67,71 +97,251 @@ def test_two_liars_with_another_transaction_end_the_round_without_a_majority() -
     assert (outcome.event, outcome.state.signatures) == ("NO_MAJORITY", ())
 
 
-def test_the_outcome_is_what_a_quorum_read_from_the_chain() -> None:
-    lie = replace(MINED, success=False)
-    outcome = keep_settlement(
-        STATE, votes((AGENTS[0], MINED), (AGENTS[1], lie), (AGENTS[2], MINED), (AGENTS[3], MINED))
-    )
+def test_when_two_of_four_refuse_the_intent_is_not_signed_and_stays_unsettled() -> None:
+    outcome = keep_signatures(STATE, votes(signed(0), (AGENTS[1], REFUSED), (AGENTS[2], REFUSED)))
     assert outcome is not None
-    assert (outcome.event, outcome.state.settlement) == ("DONE", MINED)
+    assert outcome.event == "NO_MAJORITY"
+    assert outcome.state.next_period().unsettled == (INTENT,)
 
 
-def test_a_failed_call_is_told_as_failed() -> None:
-    failed = replace(MINED, success=False)
-    outcome = keep_settlement(STATE, votes(*((agent, failed) for agent in AGENTS[:3])))
-    assert outcome is not None
-    assert outcome.event == "FAILED"
+# ---- intents
 
 
-def test_when_every_keeper_has_tried_the_settlement_has_failed() -> None:
-    state = replace(STATE, keeper=AGENTS[1])  # period 2 began with the third agent
-    outcome = confirm.at_deadline(state, votes())
-    assert outcome is not None
-    assert outcome.event == "FAILED"
+def test_the_block_of_an_intent_is_not_part_of_what_it_is() -> None:
+    assert replace(INTENT, block=9) == INTENT
+    assert with_intent(STATE, replace(INTENT, block=9)).unsettled == (INTENT,)
 
 
-def test_a_silent_keeper_is_followed_by_the_next_participant_and_the_last_by_the_first() -> None:
-    state = replace(STATE, keeper=AGENTS[3])
-    outcome = confirm.at_deadline(state, votes())
-    assert outcome is not None
-    assert (outcome.event, outcome.state.keeper) == ("ROTATE", AGENTS[0])
+@given(st.lists(st.integers(0, 10**6), min_size=2, max_size=2), st.integers(0, 2**64))
+def test_a_liar_cannot_move_the_block_out_of_the_honest_range(honest: list[int], lie: int) -> None:
+    block = middle_block(Intent((), 0, block) for block in (*honest, lie))
+    assert min(honest) <= block <= max(honest)
 
 
 class ScriptedSettler:
-    def __init__(self, mined_after: int) -> None:
-        self.asked, self.sent, self._mined_after = 0, 0, mined_after
+    def __init__(self, mined_after: int = 0, final_after: int = 0, succeeds: bool = True) -> None:
+        self.asked, self.asked_final, self.pushed, self.mined_after = 0, 0, 0, mined_after
+        self.final_after, self.succeeds, self.vanishes_at = final_after, succeeds, 10**9
+        self.simulated: list[int | None] = []
+
+    async def next_nonce(self) -> tuple[int, int]:
+        return 9, 77
+
+    async def can_succeed(self, intent: Intent, block: int | None = None) -> bool:
+        self.simulated.append(block)
+        return self.succeeds
 
     async def sign(self, intent: Intent) -> SafeSignature:
         return signed(0)[1]
 
-    async def execute(self, intent: Intent, signatures: Any) -> Hash:
-        self.sent += 1
-        return MINED.tx
+    async def push(self, intent: Intent, signatures: Any) -> None:
+        self.pushed += 1
 
-    async def outcome(self, intent: Intent) -> Settlement | None:
+    async def outcome(self, unsettled: Any, *, final: bool = False) -> Settlement | None:
+        if final:
+            self.asked_final += 1
+            return MINED if self.asked_final > self.final_after else None
         self.asked += 1
-        return MINED if self.asked > self._mined_after else None
+        return MINED if self.mined_after < self.asked < self.vanishes_at else None
 
 
 class Ctx:
-    def __init__(self, me: Address, settler: ScriptedSettler) -> None:
+    def __init__(self, settler: ScriptedSettler, me: Address = AGENTS[0]) -> None:
         self.me, self.settler = me, settler
+        self.slept: list[float] = []
 
-    async def sleep(self, seconds: float) -> None: ...
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
 
 
-async def test_only_the_keeper_sends() -> None:
-    for agent, sent in [(AGENTS[0], 1), (AGENTS[1], 0)]:
+async def proposed(state: Settling, *calls: Call) -> Intent:
+    return await intend(Ctx(ScriptedSettler()), state, *calls)  # type: ignore[arg-type]  # as much as it uses
+
+
+async def test_a_new_intent_takes_the_safes_next_nonce() -> None:
+    fresh = Settling(participants=tuple(AGENTS))
+    intent = await proposed(fresh, *INTENT.calls)
+    assert (intent.calls, intent.nonce, intent.block) == (INTENT.calls, 9, 77)
+
+
+async def test_beside_an_intent_of_unknown_fate_a_new_one_takes_the_same_nonce() -> None:
+    """Whatever the chain says: the old one may be mined between two questions, and both would happen."""
+    intent = await proposed(STATE.next_period(), *OTHER.calls)
+    assert (intent.calls, intent.nonce) == (OTHER.calls, INTENT.nonce)
+
+
+async def test_when_too_many_wait_at_one_nonce_only_a_cancel_is_proposed() -> None:
+    state = STATE
+    for n in range(MAX_UNSETTLED - 1):
+        state = with_intent(state, Intent((Call(AGENTS[0], Wei(n + 1), "0x"),), 3))
+    assert (await proposed(state, *OTHER.calls)).calls == ()
+    assert (await proposed(state, *INTENT.calls)).calls == INTENT.calls
+
+
+async def test_an_agent_signs_the_agreed_intent_after_it_succeeded_at_the_agreed_block() -> None:
+    settler = ScriptedSettler(mined_after=9)
+    assert await sign.act(Ctx(settler), STATE) == signed(0)[1]
+    assert settler.simulated == [INTENT.block]
+
+
+async def test_an_intent_that_would_revert_is_not_signed() -> None:
+    settler = ScriptedSettler(mined_after=9, succeeds=False)
+    assert await sign.act(Ctx(settler), STATE) == REFUSED
+
+
+async def test_where_the_nonce_is_used_up_already_the_agents_go_on_to_see_for_what() -> None:
+    assert await sign.act(Ctx(ScriptedSettler(mined_after=0, succeeds=False)), STATE) == signed(0)[1]
+
+
+# ---- send
+
+
+async def test_only_the_keeper_sends_and_it_sees_to_it_until_the_transaction_is_mined() -> None:
+    for agent, pushed in [(AGENTS[2], 3), (AGENTS[1], 0)]:
         settler = ScriptedSettler(mined_after=3)
-        assert await confirm.act(Ctx(agent, settler), replace(STATE, keeper=AGENTS[0])) == MINED
-        assert settler.sent == sent
+        assert await send.act(Ctx(settler, agent), SENDING) == MINED.tx
+        assert settler.pushed == pushed
 
 
-async def test_a_keeper_that_finds_the_vote_mined_does_not_send_again() -> None:
-    settler = ScriptedSettler(mined_after=0)
-    assert await confirm.act(Ctx(AGENTS[0], settler), replace(STATE, keeper=AGENTS[0])) == MINED
-    assert settler.sent == 0
+async def test_a_keeper_that_finds_it_mined_does_not_send_again() -> None:
+    settler = ScriptedSettler()
+    assert await send.act(Ctx(settler, AGENTS[2]), SENDING) == MINED.tx
+    assert settler.pushed == 0
 
 
-async def test_an_agent_signs_the_agreed_intent() -> None:
-    assert await sign.act(Ctx(AGENTS[0], ScriptedSettler(0)), STATE) == signed(0)[1]
+async def test_the_chain_is_asked_less_and_less_often() -> None:
+    ctx = Ctx(ScriptedSettler(mined_after=12))
+    await send.act(ctx, SENDING)
+    assert ctx.slept[0] == 0.25
+    assert ctx.slept == sorted(ctx.slept)
+    assert ctx.slept[-1] == 4
+
+
+def test_a_quorum_that_saw_it_mined_ends_the_sending() -> None:
+    assert see_it_mined(SENDING, all_say(MINED.tx, 2)) is None
+    outcome = see_it_mined(SENDING, votes((AGENTS[0], MINED.tx), (AGENTS[1], DIGEST), (AGENTS[3], MINED.tx)))
+    assert outcome is not None
+    assert outcome.state == SENDING
+
+
+def test_a_silent_keeper_is_followed_by_the_next_and_its_silence_is_noted() -> None:
+    outcome = send.at_deadline(replace(SENDING, keeper=AGENTS[3]), votes())
+    assert outcome is not None
+    assert (outcome.event, outcome.state.keeper) == ("ROTATE", AGENTS[0])
+    assert outcome.state.silences == (KeeperSilence(AGENTS[3], DIGEST, 2),)
+    assert outcome.state.next_period().silences == outcome.state.silences
+
+
+def test_when_every_keeper_has_tried_nobody_is_blamed_and_the_intent_is_reviewed() -> None:
+    state = replace(SENDING, keeper=AGENTS[1], silences=(KeeperSilence(AGENTS[0], DIGEST, 2),))
+    outcome = send.at_deadline(state, votes())
+    assert outcome is not None
+    assert (outcome.event, outcome.state.keeper, outcome.state.silences) == ("STUCK", AGENTS[2], ())
+
+
+def test_offences_are_bounded() -> None:
+    state = replace(SENDING, keeper=AGENTS[3], silences=(KeeperSilence(AGENTS[0], Hash("0x"), 1),) * 100)
+    outcome = send.at_deadline(state, votes())
+    assert outcome is not None
+    assert len(outcome.state.silences) == 100
+    assert outcome.state.silences[-1].keeper == AGENTS[3]
+
+
+# ---- confirm
+
+
+async def test_the_outcome_is_waited_for_at_its_depth() -> None:
+    ctx = Ctx(ScriptedSettler(final_after=4))
+    assert await confirm.act(ctx, SENDING) == MINED
+    assert len(ctx.slept) == 4
+
+
+async def test_an_outcome_that_a_reorg_took_away_is_told_at_once() -> None:
+    settler = ScriptedSettler(final_after=99)
+    settler.vanishes_at = 3
+    assert await confirm.act(Ctx(settler), SENDING) is None
+    outcome = keep_settlement(SENDING, all_say(None))
+    assert outcome is not None
+    assert (outcome.event, outcome.state) == ("REOPENED", SENDING)
+
+
+def test_the_outcome_is_what_a_quorum_read_from_the_chain() -> None:
+    lie = replace(MINED, success=False)
+    said = votes((AGENTS[0], MINED), (AGENTS[1], lie), (AGENTS[2], MINED), (AGENTS[3], MINED))
+    outcome = keep_settlement(SENDING, said)
+    assert outcome is not None
+    assert (outcome.event, outcome.state.settlement, outcome.state.intent) == ("DONE", MINED, INTENT)
+    assert outcome.state.unsettled == ()
+
+
+@pytest.mark.parametrize(
+    ("unsettled", "settlement", "event", "executed"),
+    [
+        ((INTENT,), MINED, "DONE", INTENT),
+        ((INTENT,), replace(MINED, success=False), "FAILED", INTENT),
+        ((INTENT,), replace(MINED, which=-1), "FAILED", None),
+        ((INTENT,), replace(MINED, which=7), "FAILED", None),
+        ((INTENT, CANCEL), replace(MINED, which=1), "FAILED", CANCEL),
+        ((INTENT, CANCEL), MINED, "DONE", INTENT),  # the cancel came too late
+        ((INTENT, OTHER), MINED, "FAILED", INTENT),  # an older one happened in place of what was wanted
+        ((INTENT, OTHER), replace(MINED, which=1), "DONE", OTHER),
+        ((CANCEL,), MINED, "FAILED", CANCEL),
+    ],
+)
+def test_done_means_that_the_calls_wanted_last_were_made_and_intent_says_what_was(
+    unsettled: Any, settlement: Settlement, event: str, executed: Intent | None
+) -> None:
+    outcome = keep_settlement(replace(SENDING, unsettled=unsettled), all_say(settlement))
+    assert outcome is not None
+    assert (outcome.event, outcome.state.intent) == (event, executed)
+
+
+def test_a_keeper_whose_transaction_was_mined_late_was_not_silent() -> None:
+    silences = (KeeperSilence(AGENTS[2], DIGEST, 2), KeeperSilence(AGENTS[3], DIGEST, 2))
+    outcome = keep_settlement(replace(SENDING, silences=silences), all_say(MINED))
+    assert outcome is not None
+    assert [one.keeper for one in outcome.state.silences] == [AGENTS[3]]
+
+
+# ---- review
+
+
+@pytest.mark.parametrize(
+    ("said", "event"), [((False,) * 3, "CANCEL"), ((True,) * 3, "AGAIN"), ((True, True, False, False), "AGAIN")]
+)
+def test_an_intent_is_cancelled_only_when_a_quorum_finds_that_it_fails(said: tuple[bool, ...], event: str) -> None:
+    outcome = keep_review(SENDING, votes(*zip(AGENTS, said, strict=False)))
+    assert outcome is not None
+    assert outcome.event == event
+    assert (outcome.state.intent == CANCEL) == (event == "CANCEL")
+    assert outcome.state.unsettled == ((INTENT, CANCEL) if event == "CANCEL" else (INTENT,))
+
+
+@pytest.mark.parametrize(
+    ("mined", "succeeds", "answer"), [(False, True, True), (False, False, False), (True, False, True)]
+)
+async def test_what_was_mined_meanwhile_is_not_cancelled(mined: bool, succeeds: bool, answer: bool) -> None:
+    settler = ScriptedSettler(mined_after=0 if mined else 9, succeeds=succeeds)
+    assert await review.act(Ctx(settler), SENDING) is answer
+
+
+def test_a_service_joins_the_table_and_says_what_is_before_and_behind_it() -> None:
+    service = Service(
+        "payer",
+        state=Settling,
+        start=sign,
+        transitions={
+            **transitions,
+            (confirm, "DONE"): pause,
+            (confirm, "FAILED"): pause,
+            (pause, "DONE"): sign,
+        },
+        otherwise=pause,
+    )
+    assert service.next(send, "STUCK") is review
+    assert service.next(sign, "NO_MAJORITY") is pause
+
+
+def test_two_rounds_lie_between_an_agreed_intent_and_its_sending() -> None:
+    """The round that agrees on it leads to `sign`, `sign` to `send`, whose act begins by sending."""
+    assert transitions[sign, "DONE"] is send

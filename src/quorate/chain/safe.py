@@ -1,8 +1,9 @@
 """The agents' common account: a Safe 1.4.1 whose threshold is their quorum.
 
-Only plain calls are made (no delegatecall), only with signatures of the owners' keys over the EIP-712 digest, which is
-computed here and not asked of a node. Which nonce a transaction takes is agreed first: two transactions of one nonce
-exclude each other, so a vote is cast once however often its signed transaction is sent.
+Plain calls are made; several at once go through MultiSendCallOnly, the one contract that the Safe ever runs by
+delegatecall, and which itself makes plain calls only. Nobody can ask for a delegatecall: it follows from the number of
+calls. The EIP-712 digest that the owners sign is computed here and not asked of a node. Which nonce a transaction takes
+is agreed first: two transactions of one nonce exclude each other, so calls happen once however often they are sent.
 """
 
 from __future__ import annotations
@@ -17,18 +18,23 @@ from pathlib import Path
 from eth_utils.address import to_checksum_address
 
 from quorate.chain.abi import Abi
-from quorate.chain.client import Chain
+from quorate.chain.client import At, Chain, Receipt
+from quorate.chain.revert import CallReverted
 from quorate.chain.wallet import Wallet
 from quorate.errors import ChainError
 from quorate.signatures import keccak, recover, typed_digest
 from quorate.units import Address, Call, Hash, Wei
 
-__all__ = ["SAFE_VERSION", "Execution", "Safe", "SafeTransaction", "compute_create2"]
+__all__ = ["MULTI_SEND", "SAFE_VERSION", "Execution", "Safe", "SafeTransaction", "compute_create2"]
 
 SAFE_VERSION = "1.4.1"
 ZERO = Address("0x" + "00" * 20)
 DETERMINISTIC_DEPLOYER = Address("0x4e59b44847b379578588920cA78FbF26c0B4956C")
 """Deploys any code at an address that depends on the code alone; anvil has it, and nearly every chain."""
+
+MULTI_SEND = Address("0x32228dDEA8b9A2bd7f2d71A958fF241D79ca5eEC")
+"""Safe's MultiSendCallOnly 1.4.1 where DETERMINISTIC_DEPLOYER puts it, the same on every chain: the address is a hash
+of the code, so no other code can be there."""
 
 _SENTINEL = Address("0x" + "00" * 19 + "01")
 _GUARD_SLOT = int.from_bytes(keccak(text="guard_manager.guard.address"), "big")
@@ -41,26 +47,30 @@ _CANONICAL = {  # where Safe deployed 1.4.1 on public chains
     "Safe": Address("0x29fcB43b46531BcA003ddC8FCB67FFE91900C762"),  # the SafeL2 variant: it emits what it executes
     "ProxyFactory": Address("0x4e1DCf7AD4e460CfD30791CCC4F9c8a4f820ec67"),
     "CompatibilityFallbackHandler": Address("0xfd0732Dc9E303f09fCEf3a7388Ad10A83459Ec99"),
+    "MultiSendCallOnly": Address("0x9641d764fc13c8B624c04430C7356C1C7C8102e2"),
 }
 
 
 @dataclass(frozen=True)
 class SafeTransaction:
-    """A call that the Safe shall make under one of its nonces.
+    """Calls that the Safe shall make under one of its nonces: all of them in this order, or none.
 
-    With `gas` 0 a call that fails takes the whole transaction back: the nonce stays free and nothing has happened. With
-    `gas` above 0 the call gets at least that much, and its failure uses the nonce up (an ExecutionFailure).
+    No call at all is a no-op that uses the nonce up (the Safe calls itself with nothing). One is made by the Safe
+    itself, several by MultiSendCallOnly. With `gas` 0 a call that fails takes the whole transaction back: the nonce
+    stays free and nothing has happened. With `gas` above 0 the calls get at least that much, and their failure uses the
+    nonce up (an ExecutionFailure).
     """
 
-    call: Call
+    calls: tuple[Call, ...]
     nonce: int
     gas: int = 0
 
     def digest(self, chain_id: int, safe: Address) -> bytes:
         """The 32 bytes that owners sign; they name the chain and the Safe, so a signature is of no use elsewhere."""
         separator = keccak(keccak(text=_DOMAIN) + _word(chain_id) + _word(int(safe, 16)))
-        fields = (int(self.call.to, 16), self.call.value, None, 0, self.gas, 0, 0, 0, 0, self.nonce)
-        data_hash = keccak(hexstr=self.call.data)
+        to, value, data, operation = self._parts(safe)
+        fields = (int(to, 16), value, None, operation, self.gas, 0, 0, 0, 0, self.nonce)
+        data_hash = keccak(hexstr=data)
         return typed_digest(separator, _TYPE, *(data_hash if field is None else _word(field) for field in fields))
 
     def execution(self, safe: Address, signatures: Mapping[Address, bytes]) -> Call:
@@ -70,17 +80,33 @@ class SafeTransaction:
         Give a threshold of signatures; each more costs 7.7 k gas.
         """
         ordered = b"".join(signature for _, signature in sorted(signatures.items(), key=lambda item: int(item[0], 16)))
-        return Call(safe, Wei(0), _abi("Safe").encode("execTransaction", *_arguments(self), ordered))
+        return Call(safe, Wei(0), _abi("Safe").encode("execTransaction", *self._arguments(safe), ordered))
+
+    def _parts(self, safe: Address) -> tuple[Address, Wei, str, int]:
+        """What the Safe is told: target, value, data, and 1 where it shall run the target's code as its own."""
+        if not self.calls:
+            return safe, Wei(0), "0x", 0
+        if len(self.calls) == 1:
+            (call,) = self.calls
+            return call.to, call.value, call.data, 0
+        return MULTI_SEND, Wei(0), _batch(self.calls), 1
+
+    def _arguments(self, safe: Address) -> tuple[Address, Wei, str, int, int, int, int, Address, Address]:
+        return *self._parts(safe), self.gas, 0, 0, ZERO, ZERO
 
 
 @dataclass(frozen=True)
 class Execution:
-    """That the Safe has executed a transaction: by which transaction of the chain, and whether its call succeeded."""
+    """That the Safe has executed a transaction: by which transaction of the chain, who sent that, and whether the calls
+    succeeded.
+    """
 
+    digest: Hash
     tx: Hash
     block: int
     gas: int
     success: bool
+    sender: Address
 
 
 @dataclass(frozen=True)
@@ -105,6 +131,7 @@ class Safe:
         singleton = await _ensure(chain, wallet, "Safe")
         factory = await _ensure(chain, wallet, "ProxyFactory")
         handler = await _ensure(chain, wallet, "CompatibilityFallbackHandler")
+        await _ensure_here(chain, wallet, "MultiSendCallOnly")
         setup = _abi("Safe").encode("setup", list(owners), threshold, ZERO, "0x", handler, ZERO, 0, ZERO)
         safe = cls(chain, _proxy_address(factory, singleton, setup, salt))
         if not await chain.code(safe.address):
@@ -132,9 +159,9 @@ class Safe:
             found = f"{found_threshold} of {', '.join(found_owners)}"
             raise ChainError(f"the Safe {self.address} needs {found}; expected {threshold} of {', '.join(owners)}")
 
-    async def nonce(self) -> int:
-        """The nonce that the next transaction must have."""
-        return int(await self.chain.read(self.address, _abi("Safe"), "nonce"))
+    async def nonce(self, *, block: At = "latest") -> int:
+        """The nonce that the next transaction must have, as of the end of `block`."""
+        return int(await self.chain.read(self.address, _abi("Safe"), "nonce", block=block))
 
     async def owners(self) -> tuple[Address, ...]:
         return tuple(await self.chain.read(self.address, _abi("Safe"), "getOwners"))
@@ -144,11 +171,11 @@ class Safe:
 
     async def transaction_hash(self, transaction: SafeTransaction) -> bytes:
         """What the contract itself computes as the digest; for checks only, `SafeTransaction.digest` needs no node."""
-        arguments = (*_arguments(transaction), transaction.nonce)
+        arguments = (*transaction._arguments(self.address), transaction.nonce)
         return bytes(await self.chain.read(self.address, _abi("Safe"), "getTransactionHash", *arguments))
 
-    def transaction(self, call: Call, nonce: int, *, gas: int = 0) -> SafeTransaction:
-        return SafeTransaction(call, nonce, gas)
+    def transaction(self, calls: Call | Sequence[Call], nonce: int, *, gas: int = 0) -> SafeTransaction:
+        return SafeTransaction((calls,) if isinstance(calls, Call) else tuple(calls), nonce, gas)
 
     def digest(self, transaction: SafeTransaction) -> bytes:
         """What the owners sign for this Safe on this chain."""
@@ -165,11 +192,17 @@ class Safe:
                 raise ValueError(f"the signature given as {owner}'s is {signer or 'no valid signature'}'s")
         return transaction.execution(self.address, signatures)
 
-    async def simulate(self, call: Call) -> bytes:
-        """What `call` would return if the Safe made it now; raises CallReverted with the called contract's own
-        reason.
+    async def simulate(self, calls: Call | Sequence[Call], *, block: At = "latest") -> None:
+        """Returns if the Safe could make these calls, in this order, at the end of `block`; else raises CallReverted
+        with the called contract's own reason.
+
+        A batch is run by the Safe's own `simulateAndRevert`: exactly the delegatecall that executing it would make.
         """
-        return await self.chain.simulate(call, self.address)
+        batch = (calls,) if isinstance(calls, Call) else tuple(calls)
+        if len(batch) == 1:
+            await self.chain.simulate(batch[0], self.address, block=block)
+        elif batch:
+            await self._simulate_batch(batch, block)
 
     async def outcome(self, digest: bytes | Hash, from_block: int = 0, to_block: int | None = None) -> Execution | None:
         """How the transaction with this digest ended within these blocks; None if it was not executed there.
@@ -183,8 +216,49 @@ class Safe:
             )
             receipt = await self.chain.receipt(logs[-1].transaction) if logs else None
             if receipt is not None:  # a reorg between the two questions makes it open again
-                return Execution(receipt.transaction, receipt.block, receipt.gas_used, event == "ExecutionSuccess")
+                return _execution(topic, receipt, event == "ExecutionSuccess")
         return None
+
+    async def execution_at(self, nonce: int, from_block: int, to_block: int) -> Execution | None:
+        """Whatever the Safe executed under this nonce within these blocks; None if it was nothing.
+
+        The event that tells the nonce is the SafeL2 variant's, the one that `deploy` uses.
+        """
+        events = await self.chain.logs(
+            self.address, _abi("Safe"), "SafeMultiSigTransaction", from_block=from_block, to_block=to_block
+        )
+        for log in events:
+            if int.from_bytes(log.arguments["additionalInfo"][:32], "big") == nonce:
+                receipt = await self.chain.receipt(log.transaction)
+                return None if receipt is None else self._ended(receipt)
+        return None
+
+    def _ended(self, receipt: Receipt) -> Execution | None:
+        for event in ("ExecutionSuccess", "ExecutionFailure"):
+            for log in receipt.logs(_abi("Safe"), event, self.address):
+                return _execution(log.arguments["txHash"], receipt, event == "ExecutionSuccess")
+        return None
+
+    async def _simulate_batch(self, batch: tuple[Call, ...], block: At) -> None:
+        if await self.chain.code(MULTI_SEND, block) != _runtime("MultiSendCallOnly"):
+            raise ChainError(  # a delegatecall to nothing succeeds, and does nothing
+                f"chain {self.chain.chain_id} has no MultiSendCallOnly at {MULTI_SEND}; one call at a time works",
+                fix="deploy it there: Safe.deploy does",
+            )
+        trial = _abi("Safe").encode("simulateAndRevert", MULTI_SEND, bytes.fromhex(_batch(batch)[2:]))
+        try:
+            await self.chain.simulate(Call(self.address, Wei(0), trial), self.address, block=block)
+        except CallReverted as error:
+            if len(error.data) < 64:
+                raise ChainError(f"{self.chain.where} does not say how a trial of {len(batch)} calls ended") from error
+            if int.from_bytes(error.data[:32], "big") == 1:
+                return
+        for number, call in enumerate(batch, 1):  # MultiSend gives no reason; a call that fails alone has one
+            try:
+                await self.chain.simulate(call, self.address, block=block)
+            except CallReverted as error:
+                raise CallReverted(f"call {number} of {len(batch)} by the Safe {self.address}", error.data) from error
+        raise CallReverted(f"a batch of {len(batch)} calls by the Safe {self.address} (each alone would succeed)")
 
 
 def compute_create2(deployer: Address, salt: bytes, creation: bytes) -> Address:
@@ -200,6 +274,15 @@ async def _ensure(chain: Chain, wallet: Wallet, name: str) -> Address:
     for address in (_CANONICAL[name], ours):
         if await chain.code(address) == _runtime(name):
             return address
+    return await _ensure_here(chain, wallet, name)
+
+
+async def _ensure_here(chain: Chain, wallet: Wallet, name: str) -> Address:
+    """As `_ensure`, but at the address that follows from our own deployer, even if Safe's own has it too."""
+    creation = _creation(name)
+    ours = compute_create2(DETERMINISTIC_DEPLOYER, bytes(32), creation)
+    if await chain.code(ours) == _runtime(name):
+        return ours
     if not await chain.code(DETERMINISTIC_DEPLOYER):
         fix = f"deploy the contract of EIP-1014 fame at {DETERMINISTIC_DEPLOYER} first, or Safe {SAFE_VERSION} itself"
         raise ChainError(
@@ -217,9 +300,23 @@ def _proxy_address(factory: Address, singleton: Address, setup: str, salt: int) 
     return compute_create2(factory, salted, _creation("Proxy") + _word(int(singleton, 16)))
 
 
-def _arguments(transaction: SafeTransaction) -> tuple[Address, Wei, str, int, int, int, int, Address, Address]:
-    call = transaction.call
-    return call.to, call.value, call.data, 0, transaction.gas, 0, 0, ZERO, ZERO
+def _batch(calls: Sequence[Call]) -> str:
+    """MultiSend's argument: a call after another, each as operation 0, target, value, length of data, data."""
+    packed = b"".join(
+        b"\0"
+        + bytes.fromhex(call.to[2:])
+        + _word(call.value)
+        + _word(len(call.data) // 2 - 1)
+        + bytes.fromhex(call.data[2:])
+        for call in calls
+    )
+    return _abi("MultiSendCallOnly").encode("multiSend", packed)
+
+
+def _execution(digest: bytes, receipt: Receipt, success: bool) -> Execution:
+    return Execution(
+        Hash("0x" + digest.hex()), receipt.transaction, receipt.block, receipt.gas_used, success, receipt.sender
+    )
 
 
 @cache

@@ -16,6 +16,7 @@ from quorate.errors import ConfigError
 from quorate.fsm import Period
 from quorate.loader import load_service, load_settings
 from quorate.model import ModelClient
+from quorate.units import Wei
 
 from .agent_file import AgentFile, EvmSettings
 from .agreed import Agreed
@@ -143,7 +144,15 @@ class HostedAgent:
             connected = await Chain.connect(file.evm.url, chain_id=file.evm.chain_id)
             chain = await self._resources.enter_async_context(connected)
             if file.evm.safe is not None:
-                settler = SafeSettler(chain, file.evm.safe, self._signer, self._journal)
+                settler = SafeSettler(
+                    chain,
+                    file.evm.safe,
+                    self._signer,
+                    self._journal,
+                    confirmations=file.evm.confirmations,
+                    ceiling=_ceiling(file.evm),
+                    reprice_s=file.evm.reprice_s,
+                )
             if file.evm.registry is not None:
                 client = ModelClient(OperatorRegistry(chain, file.evm.registry), self._signer)
                 model = await self._resources.enter_async_context(client)
@@ -165,4 +174,13 @@ def _limits(evm: EvmSettings | None) -> Limits | None:
     if evm is None or evm.safe is None or evm.governor is None:
         return None
     vote = selector_of("castVoteWithReason(uint256,uint8,string)")
-    return Limits(safe=evm.safe, chain_id=evm.chain_id, calls=frozenset({(evm.governor, vote)}))
+    return Limits(
+        safe=evm.safe,
+        chain_id=evm.chain_id,
+        calls=frozenset({(evm.governor, vote)}),
+        max_fee_per_gas=_ceiling(evm),
+    )
+
+
+def _ceiling(evm: EvmSettings) -> Wei:
+    return Wei(evm.max_fee_gwei * 10**9)

@@ -41,12 +41,21 @@ class EvmSettings:
     token: Address
     timelock: Address
     registry: Address
+    confirmations: int = 10
+    """How many blocks must stand on what the Safe did before it counts. 0 suits a chain that never reorganises."""
+    max_fee_gwei: int = 500
+    """The most that this agent pays for a unit of gas."""
+    reprice_s: int = 15
+    """A transaction that is not mined after so long is sent again with higher fees."""
 
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
             raise ConfigError(f"evm.url is {self.url!r}; expected an http(s) address of a node")
         if self.chain_id < 1:
             raise ConfigError(f"evm.chain_id is {self.chain_id}; expected a positive number")
+        for name, least in (("confirmations", 0), ("max_fee_gwei", 1), ("reprice_s", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"evm.{name} is {getattr(self, name)}; expected at least {least}")
         for name in ("safe", "governor", "token", "timelock", "registry"):
             _check_address(f"evm.{name}", getattr(self, name))
 

@@ -53,7 +53,7 @@ class Limits:
     calls: frozenset[tuple[Address, str]] = frozenset()
     """Which functions the Safe may call: (target, 4-byte selector as 0x-hex)."""
     max_value: Wei = Wei(0)
-    """Most native coin that one call of the Safe may carry."""
+    """Most native coin that all calls of one intent may carry together."""
     max_gas: int = 1_000_000
     max_fee_per_gas: Wei = Wei(500 * 10**9)
 
@@ -142,13 +142,17 @@ class QuorateDecisionMaker(DecisionMakerHandler):
             raise NotAgreed(f"a payload for round {payload.sequence}; the quorum is in round {period.sequence}")
 
     def _agreed_transaction(self, limits: Limits, intent: Intent) -> SafeTransaction:
-        """The Safe's transaction for the agreed intent; refused unless `intent` is that one, and allowed."""
+        """The Safe's transaction for the agreed intent; refused unless `intent` is that one, and allowed.
+
+        Its operation is never asked for: a plain call, or MultiSendCallOnly at its one address for several calls, each
+        of which has passed the owner's limits. An intent without calls is a no-op and needs no permission.
+        """
         state = self._agreed.period.state if self._agreed and self._agreed.period else None
         agreed: Intent | None = getattr(state, "intent", None)
         if agreed is None or intent != agreed:
             raise NotAgreed(f"the quorum's intent is {agreed}; the request is for {intent}")
-        _check_call(limits, intent.call)
-        return SafeTransaction(call=intent.call, nonce=intent.nonce)
+        _check_calls(limits, intent.calls)
+        return SafeTransaction(intent.calls, intent.nonce)
 
     def _sign_execution(self, request: ExecutionRequest) -> bytes:
         """The signed raw transaction that executes the agreed intent with the agreed signatures."""
@@ -194,8 +198,10 @@ class QuorateDecisionMaker(DecisionMakerHandler):
         return bytes(self._account.unsafe_sign_hash(digest).signature)
 
 
-def _check_call(limits: Limits, call: Call) -> None:
-    if (call.to, call.data[:10]) not in limits.calls:
-        raise OverLimit(f"the owner does not allow the Safe to call {call.data[:10]} of {call.to}")
-    if call.value > limits.max_value:
-        raise OverLimit(f"a call that carries {call.value} wei; the owner allows {limits.max_value}")
+def _check_calls(limits: Limits, calls: tuple[Call, ...]) -> None:
+    for call in calls:
+        if (call.to, call.data[:10]) not in limits.calls:
+            raise OverLimit(f"the owner does not allow the Safe to call {call.data[:10]} of {call.to}")
+    values = [call.value for call in calls]
+    if min(values, default=0) < 0 or sum(values) > limits.max_value:
+        raise OverLimit(f"calls that carry {sum(values)} wei; the owner allows {limits.max_value}")
