@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, str] = {
     "test": "Run the tests; sets up what the selected ones need.",
     "check": "Lint, types, import arrows, generated files.",
     "spec": "Write or check a service's FSM specification.",
+    "replay": "Replay recorded blocks of a real network.",
     "graph": "Draw a service's rounds (Mermaid, SVG).",
     "bench": "Measure, and print figures.",
     "lock": "Make the hash locks of all packages anew.",

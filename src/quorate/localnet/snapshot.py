@@ -23,7 +23,7 @@ from quorate.localnet.events import Event, parse
 from quorate.localnet.rpc import NodeRpc
 from quorate.localnet.run_dir import RunDir
 
-__all__ = ["AgentView", "ChainView", "Life", "OperatorView", "Part", "Snapshot", "Told", "look", "told"]
+__all__ = ["AgentView", "ChainView", "Life", "OperatorView", "Part", "Snapshot", "Told", "agent_files", "look", "told"]
 
 Life = Literal["running", "paused", "gone"]
 """Of a process: `paused` has got a STOP signal (or a debugger)."""
@@ -152,7 +152,7 @@ class Snapshot:
 
 async def look(run: RunDir) -> Snapshot:
     """Ask all of `run` at once; takes at most a few seconds, also where nobody answers."""
-    files = _agent_files(run)
+    files = agent_files(run)
     genesis = Genesis.load(files[0].comet_home)
     names = {file.me: file.name for file in files}
     nodes = {member.node_id: names.get(member.address, member.address) for member in genesis.members}
@@ -167,7 +167,8 @@ async def look(run: RunDir) -> Snapshot:
     return Snapshot(run.name, service, files[0].chain_id, time.time(), tuple(agents), chain, tuple(operators))
 
 
-def _agent_files(run: RunDir) -> list[AgentFile]:
+def agent_files(run: RunDir) -> list[AgentFile]:
+    """What each agent of a run was started with; `ConfigError` where there is none yet."""
     homes = sorted(run.scratch.glob("a*/agent.json"), key=lambda path: int(path.parent.name[1:]))
     if not homes:
         raise ConfigError(f"the run {run.name} has no agents yet", fix="Ask again in some seconds.")

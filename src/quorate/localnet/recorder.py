@@ -1,0 +1,83 @@
+"""Records the decided blocks of a running network from one of its nodes, from the first block on."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from quorate.abci import Genesis, NodeUnreachable
+from quorate.errors import ConfigError
+from quorate.fsm import Service
+from quorate.localnet.rpc import NodeRpc
+from quorate.localnet.transcript import Decided, Transcript, annotate
+
+__all__ = ["record"]
+
+_ABSENT = 1  # CometBFT's BlockIDFlag: the validator's vote is not in the commit
+_MOST_VALIDATORS = 100
+_POLL_S = 0.5
+
+
+async def record(socket: Path, genesis: Genesis, service: Service, periods: int | None = None) -> Transcript:
+    """The blocks that the node behind `socket` holds, checked against this code, up to the end of `periods` periods.
+
+    Waits until the network has got there.
+
+    `ConfigError` where the first blocks are pruned, or the network runs another version; `NodeUnreachable` where the
+    node does not answer.
+    """
+    async with NodeRpc(socket, timeout_s=10) as node:
+        while periods is not None and (await node.application())["period"] < periods:  # noqa: ASYNC110  (another process)
+            await asyncio.sleep(_POLL_S)
+        await asyncio.sleep(_POLL_S)  # for the block whose header proves what the last one led to
+        sync = (await node.ask("status"))["sync_info"]
+        first, last = int(sync["earliest_block_height"]), int(sync["latest_block_height"])
+        if first != 1:
+            raise ConfigError(
+                f"the node has dropped the blocks before {first}", fix="Record a network soon after its start."
+            )
+        blocks = []
+        validators: tuple[bytes, list[str]] = (b"", [])
+        following = await node.ask("block", height="1")
+        for height in range(1, last):  # what the last block led to stands in the header of none yet
+            this, following = following, await node.ask("block", height=str(height + 1))
+            signed_by = this["block"]["last_commit"]["signatures"]
+            if signed_by:
+                validators = await _validators_of(node, height - 1, validators)
+            blocks.append(_decided(this["block"], signed_by, validators[1], following["block"]["header"]["app_hash"]))
+    return annotate(Transcript(service.name, genesis, service.spec(), tuple(blocks)), service, periods)
+
+
+async def _validators_of(node: NodeRpc, height: int, known: tuple[bytes, list[str]]) -> tuple[bytes, list[str]]:
+    """The validators that signed block `height`, in the order of its commit; asked anew where their set changed."""
+    commit = (await node.ask("commit", height=str(height)))["signed_header"]
+    now = str(commit["header"]["validators_hash"]).encode()
+    if now == known[0]:
+        return known
+    found = await node.ask("validators", height=str(height), per_page=str(_MOST_VALIDATORS))
+    if int(found["total"]) > _MOST_VALIDATORS:
+        raise NodeUnreachable(f"{found['total']} validators; at most {_MOST_VALIDATORS} can be asked for")
+    return now, [str(one["address"]) for one in found["validators"]]
+
+
+def _decided(block: dict[str, Any], signatures: list[dict[str, Any]], validators: list[str], after: str) -> Decided:
+    absent = [who for who, one in zip(validators, signatures, strict=False) if one["block_id_flag"] == _ABSENT]
+    present = [who for who, one in zip(validators, signatures, strict=False) if one["block_id_flag"] != _ABSENT]
+    return Decided(
+        height=int(block["header"]["height"]),
+        time_ms=_milliseconds(block["header"]["time"]),
+        txs=tuple(base64.b64decode(tx) for tx in block["data"]["txs"] or ()),
+        absent=tuple(absent),
+        present=tuple(present),
+        app_hash=after.lower(),
+    )
+
+
+def _milliseconds(time: str) -> int:
+    """RFC 3339 with up to nine digits of a second, cut to milliseconds as the application does."""
+    whole, _, fraction = time.removesuffix("Z").partition(".")
+    seconds = int(datetime.strptime(whole, "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC).timestamp())
+    return seconds * 1000 + int(fraction.ljust(9, "0")[:9] or 0) // 1_000_000
