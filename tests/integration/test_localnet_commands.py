@@ -1,0 +1,73 @@
+"""What `why` and `replay --record` say of four real agents: well, weakened, without a quorum, back, and recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from quorate.abci import Genesis
+from quorate.chain.wallet import Wallet
+from quorate.loader import load_service
+from quorate.localnet.agents import agents
+from quorate.localnet.diagnosis import Diagnosis, diagnose
+from quorate.localnet.processes import Supervisor
+from quorate.localnet.recorder import record
+from quorate.localnet.run_dir import RunDir, find_run, run_dir
+from quorate.localnet.snapshot import agent_files, look
+from quorate.localnet.transcript import replay
+
+pytestmark = [pytest.mark.integration, pytest.mark.needs("cometbft")]
+ROOT = Path(__file__).parents[2]
+
+
+async def said(run: RunDir, enough: Callable[[Diagnosis], bool]) -> Diagnosis:
+    """The first diagnosis that is `enough`; asked again, for processes take a moment to stop and to start."""
+    async with asyncio.timeout(60):
+        while not enough(found := diagnose(await look(run))):
+            await asyncio.sleep(0.3)
+        return found
+
+
+async def test_why_is_right_for_stopped_peers_and_a_recording_replays(tmp_path: Path) -> None:
+    hello = Path("services/hello_world")
+    with run_dir(tmp_path) as run:
+        async with (
+            Supervisor(run.logs) as supervisor,
+            agents(
+                supervisor,
+                run,
+                root=ROOT,
+                service=hello,
+                wallets=[Wallet.create() for _ in range(4)],
+                cometbft=Path(os.environ["QUORATE_COMETBFT"]),
+                config={"pause_s": 0.5},
+            ) as quorum,
+        ):
+            assert find_run(tmp_path) == run
+            await said(run, lambda found: found.is_well and found.period > 0)
+
+            service = load_service(ROOT / hello)
+            home = agent_files(run)[1]
+            transcript = await record(home.socket_dir / "rpc.sock", Genesis.load(home.comet_home), service, periods=2)
+            found = replay(transcript, service)
+            assert (found.broken, found.periods) == (None, 2)
+
+            os.kill(quorum.child("agent-4").pid, signal.SIGSTOP)
+            weakened = await said(run, lambda found: not found.is_well)
+            assert [(one.kind, one.who) for one in weakened.findings] == [("agent-paused", ("agent-4",))]
+
+            await quorum.kill("agent-3")
+            halted = await said(run, lambda found: any(one.weight == "stops" for one in found.findings))
+            assert halted.verdict.startswith("Nothing can be decided in ")
+            assert "2 of 4 agents answer; 3 are needed" in halted.verdict
+            assert "agent-3 does not run" in halted.verdict.lower()
+            assert {"agent-3", "agent-4"} <= {one.agent for one in halted.missing} | set(halted.sent)
+
+            os.kill(quorum.child("agent-4").pid, signal.SIGCONT)
+            await quorum.start("agent-3")
+            await said(run, lambda found: found.is_well and found.sequence > halted.sequence + 2)
