@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from quorate.localnet.events import Event, Tailer
 from quorate.localnet.story import Line, Story, Tone, duration, short
-from quorate.localnet.view import _Board, _Lines, follow, view
+from quorate.localnet.view import _Board, _Lines, draw, follow, view
 
 OPERATOR = "0x" + "aB" * 20
 TX = "0x" + "c4" * 32
@@ -242,3 +243,10 @@ async def follow_briefly(tailer: Tailer, shown: _Lines) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+def test_a_picture_of_a_run_refers_to_nothing_outside_of_itself() -> None:
+    svg = draw([Event(1.0, "quorate", "note", {"text": "hello <b>"})], "a run")
+    assert svg.startswith("<svg")
+    assert "hello" in svg
+    assert re.findall(r"https?://[^\"]+", svg) == ["http://www.w3.org/2000/svg"]

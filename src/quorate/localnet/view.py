@@ -1,13 +1,15 @@
 """Shows a run while it goes on: lines that stay, and in a terminal a small board below them of what is the case now.
 
-`python -m quorate.localnet.view events.jsonl [--speed 4]` plays a recorded run.
+`python -m quorate.localnet.view events.jsonl [--speed 4]` plays a recorded run; with `--svg FILE` it draws its lines.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
+import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -16,17 +18,19 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.rule import Rule
 from rich.table import Table
+from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
 from quorate.localnet.events import Event, Tailer, replay
 from quorate.localnet.story import Line, Story, Tone, duration
 
-__all__ = ["View", "follow", "view"]
+__all__ = ["View", "draw", "follow", "view"]
 
 _SUBJECT_WIDTH = 14  # find_proposal, operator-1
 _TIME_WIDTH = 7
 _LONGEST_PLAIN = 240
 _FRAMES_S = 4
+_PICTURE_WIDTH = 112
 _SIGNS = {Tone.PLAIN: " ", Tone.DONE: "✓", Tone.WORKING: "·", Tone.WAITING: "…", Tone.BAD: "✗"}
 _STYLES = {Tone.PLAIN: "", Tone.DONE: "green", Tone.WORKING: "cyan", Tone.WAITING: "yellow", Tone.BAD: "red"}
 
@@ -148,12 +152,31 @@ def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
+def draw(events: Sequence[Event], title: str) -> str:
+    """The lines of a run as an SVG of a terminal; it refers to nothing outside of itself."""
+    console = Console(record=True, width=_PICTURE_WIDTH, file=io.StringIO(), force_terminal=True, highlight=False)
+    story = Story()
+    for event in events:
+        for line in story.add(event):
+            console.print(_drawn(line))
+    svg = console.export_svg(title=title, theme=MONOKAI)
+    without_fonts = re.sub(
+        r"@font-face \{.*?\}|<!--.*?-->", "", svg, flags=re.DOTALL
+    )  # they would come from a web server
+    return without_fonts.replace("Fira Code", "ui-monospace, Menlo, Consolas")
+
+
 def _main() -> None:
     parser = argparse.ArgumentParser(prog="python -m quorate.localnet.view", description="Play a recorded run.")
     parser.add_argument("events", type=Path, nargs="+", help="JSON lines files of one run")
     parser.add_argument("--speed", type=float, default=1.0, help="how many times faster than it went")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="write the run's lines as a picture, and play nothing")
+    parser.add_argument("--title", default="replay", help="what the picture's window is called")
     options = parser.parse_args()
     events = sorted((event for path in options.events for event in replay(path)), key=lambda event: event.t)
+    if options.svg:
+        options.svg.write_text(draw(events, options.title), encoding="utf-8")
+        return
     with view("replay") as shown:
         late = time.time() - events[0].t if events else 0.0
         for before, event in zip([events[0], *events], events, strict=False):
