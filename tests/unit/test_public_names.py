@@ -18,7 +18,7 @@ MODULES = [
     "quorate", "quorate.units", "quorate.errors", "quorate.loader", "quorate.cli.spec",
     "quorate.fsm", "quorate.fsm.codec", "quorate.fsm.period", "quorate.fsm.round", "quorate.fsm.rules",
     "quorate.fsm.service", "quorate.fsm.state", "quorate.fsm.votes",
-    "quorate.rounds", "quorate.rounds.pause", "quorate.rounds.register", "quorate.rounds.rules",
+    "quorate.rounds", "quorate.rounds.pause", "quorate.rounds.register", "quorate.rounds.rules", "quorate.rounds.sealed",
     "quorate.testing", "quorate.testing.clock",
 ]  # fmt: skip
 
