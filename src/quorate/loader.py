@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import importlib.util
+import json
+import os
 import sys
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import yaml
-
 from quorate.errors import ConfigError, ServiceError
 from quorate.fsm import Service, codec
+from quorate.service_yaml import Document, read
 
 __all__ = ["Settings", "load_service", "load_settings"]
 
@@ -28,11 +28,13 @@ class Settings:
     agents: int
     """How many agents run the service, 1 to 10."""
     config: Any
-    """An instance of the service's config dataclass."""
+    """An instance of the service's config dataclass, as one agent sees it."""
+    shared: str = field(default="", compare=False)
+    """What all agents must have alike, as text: the config without what is one agent's own."""
 
     def config_hash(self) -> str:
-        """sha256 of the config as it prints. A chain's genesis names it: an agent with another one does not start."""
-        return hashlib.sha256(repr(self.config).encode()).hexdigest()
+        """sha256 of what the agents share. A chain's genesis names it: an agent with another one does not start."""
+        return hashlib.sha256((self.shared or repr(self.config)).encode()).hexdigest()
 
 
 def load_service(folder: Path | str) -> Service:
@@ -60,38 +62,80 @@ def load_service(folder: Path | str) -> Service:
     return service
 
 
-def load_settings(service: Service, folder: Path | str, overrides: Mapping[str, Any] | None = None) -> Settings:
-    """What FOLDER/service.yaml sets, `overrides` over its config; `ConfigError` names an unknown key or wrong type."""
+def load_settings(
+    service: Service,
+    folder: Path | str,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    agent: str | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """What FOLDER/service.yaml sets for the agent named `agent` (None: what all share).
+
+    Over `config` come the file's own `overrides` for that agent, and over both the argument `overrides`. Variables
+    (`${VAR:type:default}`) are read from `environ`, by default the process's. `ConfigError` names file, line and key.
+    """
     file = _existing(Path(folder).resolve(), "service.yaml")
-    try:
-        said = yaml.safe_load(file.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file} is no YAML: {error}") from error
-    if not isinstance(said, dict) or not isinstance(said.get("config") or {}, dict):
-        raise ConfigError(f"{file}: expected keys and values, as in services/hello_world/service.yaml")
-    _refuse_unknown(said, {"agents", "config", "description"}, str(file))
-    agents = said.get("agents", 4)
+    given = os.environ if environ is None else environ
+    raw = read(file.read_text(), str(file))
+    raw.refuse_unknown({"agents", "config", "description", "overrides"})
+    said = dataclasses.replace(raw, values={**raw.values, "overrides": None}).filled(given)
+    agents = said.values.get("agents", 4)
     if type(agents) is not int or not 1 <= agents <= 10:
-        raise ConfigError(f"{file}: agents is {agents!r}; expected 1 to 10")
-    return Settings(agents, _config(service, {**(said.get("config") or {}), **(overrides or {})}, str(file)))
+        raise ConfigError(f"{said.where('agents')}: agents is {agents!r}; expected 1 to 10")
+    own = raw.part("overrides")
+    own.refuse_unknown(f"agent-{number}" for number in range(1, agents + 1))
+    for name in own.values:
+        own.part(name).refuse_unknown(_fields(service))
+    config = said.part("config")
+    config.refuse_unknown(_fields(service))
+    shared = _config(service, _Layers((config, Document("overrides", overrides or {}, {}))))
+    if not own.values:
+        return Settings(agents, shared)
+    mine = own.part(agent or "").filled(given)
+    seen = _config(service, _Layers((config, mine, Document("overrides", overrides or {}, {}))))
+    return Settings(agents, seen, f"{shared!r} {json.dumps(own.values, sort_keys=True)}")
 
 
-def _config(service: Service, values: Mapping[str, Any], where: str) -> Any:
+@dataclass(frozen=True)
+class _Layers:
+    """Documents over one another: the last that has a key says its value."""
+
+    documents: tuple[Document, ...]
+
+    @property
+    def where(self) -> str:
+        return self.documents[0].where()
+
+    def values(self) -> dict[str, tuple[Any, str]]:
+        """Each key with its value and where that stands."""
+        return {key: (value, one.where(key)) for one in self.documents for key, value in one.values.items()}
+
+
+def _fields(service: Service) -> list[str]:
+    return [] if service.config is None else [one.name for one in dataclasses.fields(service.config)]
+
+
+def _config(service: Service, layers: _Layers) -> Any:
+    values = layers.values()
+    for name, (_, where) in values.items():
+        if name not in _fields(service):
+            Document(where, {name: None}, {}).refuse_unknown(_fields(service))
     if service.config is None:
-        _refuse_unknown(values, set(), f"{where}: config")
         return types.SimpleNamespace()
     hints = get_type_hints(service.config)
-    fields = [one.name for one in dataclasses.fields(service.config)]
-    _refuse_unknown(values, set(fields), f"{where}: config")
+    fitted = {name: _fit(hints[name], value, name, where) for name, (value, where) in values.items()}
+    for one in dataclasses.fields(service.config):
+        has_default = one.default is not dataclasses.MISSING or one.default_factory is not dataclasses.MISSING
+        if one.init and not has_default and one.name not in fitted:
+            raise ConfigError(f"{layers.where}: {one.name} is missing in config", fix=f"Add it; it is {one.type}.")
     try:
-        return service.config(**{name: _fit(hints[name], values[name], name) for name in fields if name in values})
-    except TypeError as error:  # a field without a default is missing
-        raise ConfigError(f"{where}: config: {error}") from error
+        return service.config(**fitted)
     except ConfigError as error:
-        raise ConfigError(f"{where}: config: {error.message}", fix=error.fix) from error
+        raise ConfigError(f"{layers.where}: config: {error.message}", fix=error.fix) from error
 
 
-def _fit(hint: Any, value: Any, name: str) -> Any:
+def _fit(hint: Any, value: Any, name: str, where: str) -> Any:
     """`value` as a `hint`; settings are not agreed on, so floats may be among them."""
     if hint is float and type(value) in (int, float):
         return float(value)
@@ -99,15 +143,7 @@ def _fit(hint: Any, value: Any, name: str) -> Any:
         return codec.conform(hint, value)
     except ServiceError as error:
         quotes = "Put it in quotes: YAML reads 0x... as a number." if type(value) is int else ""
-        raise ConfigError(f"{name}: {error.message}", fix=quotes) from error
-
-
-def _refuse_unknown(values: Mapping[str, Any], known: set[str], where: str) -> None:
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), sorted(known), 1)
-            hint = f"Did you mean {near[0]}?" if near else f"It takes {sorted(known)}."
-            raise ConfigError(f"{where} has the unknown key {key!r}", fix=hint)
+        raise ConfigError(f"{where}: {name}: {error.message}", fix=quotes) from error
 
 
 def _existing(folder: Path, name: str) -> Path:

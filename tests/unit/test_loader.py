@@ -138,7 +138,7 @@ def test_an_empty_file_means_four_agents_and_the_defaults(tmp_path: Path) -> Non
         ("config: {safe: 0xA}", "safe: 10 is no Address", "quotes"),
         ("config: {safe: '0xA', tries: many}", "tries: 'many' is no int", ""),
         ("config: {safe: '0xA', pause_s: soon}", "pause_s: ", ""),
-        ("config: {}", "missing 1 required positional argument: 'safe'", ""),
+        ("config: {}", "safe is missing in config", "it is Address"),
     ],
 )
 def test_a_mistake_in_the_settings_names_file_and_key(tmp_path: Path, text: str | None, why: str, fix: str) -> None:
@@ -165,5 +165,83 @@ def test_a_config_that_refuses_its_values_is_told_with_the_file(tmp_path: Path) 
                 raise ConfigError(f"edge is {self.edge}; expected more than 0")
 
     folder = write(tmp_path / "x", settings="config: {edge: 0}")
-    with pytest.raises(ConfigError, match=r"service\.yaml: config: edge is 0; expected more than 0"):
+    with pytest.raises(ConfigError, match=r"service\.yaml, line 1: config: edge is 0; expected more than 0"):
         load_settings(service(config=Picky), folder)
+
+
+FILE = """\
+# A comment.
+agents: 4
+config:
+  safe: '0xA'
+
+  tries: ${TRIES:int:3}
+  greeting: ${GREETING:str:hello} to all
+overrides:
+  agent-2:
+    greeting: ${SECRET}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why", "fix"),
+    [
+        ("  tries: ${TRIES:int:3}", "  tires: 3", "line 6: unknown key 'tires' in config", "Did you mean tries?"),
+        ("  tries: ${TRIES:int:3}", "  tries: many", "line 6: tries: 'many' is no int", ""),
+        ("  tries: ${TRIES:int:3}", "  safe: '0xB'", "line 6: safe stands there twice, first in line 4", ""),
+        ("  tries: ${TRIES:int:3}", "  7: 3", "line 6: the key 7 is no text", "quotes"),
+        ("  tries: ${TRIES:int:3}", "  tries: [", "line 7, is no YAML", ""),
+        ("${TRIES:int:3}", "${TRIES:int:x}", "line 6: the default of TRIES is 'x'; expected int", ""),
+        ("${TRIES:int:3}", "${TRIES:itn:3}", "line 6: itn is no type for TRIES", "Did you mean int?"),
+        ("${TRIES:int:3}", "${TRIES:int}", "line 6: the environment variable TRIES is not set", r"\$\{TRIES:int:...\}"),
+        ("${GREETING:str:hello} to all", "a ${ b", r"line 7: 'a \$\{ b' is no \$\{VAR:type:default\}", "For example"),
+        ("  safe: '0xA'", "", "line 3: safe is missing in config", "it is Address"),
+        ("agent-2", "agent-5", "line 9: unknown key 'agent-5' in overrides", "Did you mean agent-"),
+        (
+            "    greeting:",
+            "    greting:",
+            "line 10: unknown key 'greting' in overrides.agent-2",
+            "Did you mean greeting?",
+        ),
+        ("agents: 4", "agents: 40", "line 2: agents is 40; expected 1 to 10", ""),
+    ],
+)
+def test_a_mistake_is_told_with_its_line(tmp_path: Path, old: str, new: str, why: str, fix: str) -> None:
+    assert old in FILE
+    folder = write(tmp_path / "shop", settings=FILE.replace(old, new))
+    with pytest.raises(ConfigError, match=why) as error:
+        load_settings(service(), folder, environ={})
+    assert re.search(fix, error.value.fix)
+
+
+def test_a_variable_is_read_as_its_type_or_has_its_default(tmp_path: Path) -> None:
+    folder = write(tmp_path / "shop", settings=FILE)
+    assert load_settings(service(), folder, environ={}).config == Config(Address("0xA"), "hello to all", 2, 3)
+    given = load_settings(service(), folder, environ={"TRIES": "9", "GREETING": "hi"}).config
+    assert (given.tries, given.greeting) == (9, "hi to all")
+    with pytest.raises(ConfigError, match="line 6: TRIES is 'nine'; expected int"):
+        load_settings(service(), folder, environ={"TRIES": "nine"})
+
+
+def test_an_agents_own_values_are_its_own_and_all_agents_still_have_one_hash(tmp_path: Path) -> None:
+    folder = write(tmp_path / "shop", settings=FILE)
+    seen = {
+        name: load_settings(service(), folder, agent=name, environ={"SECRET": f"of {name}"})
+        for name in ("agent-1", "agent-2")
+    }
+    assert seen["agent-1"].config.greeting == "hello to all"
+    assert seen["agent-2"].config.greeting == "of agent-2"
+    shared = load_settings(service(), folder, environ={})
+    assert {one.config_hash() for one in seen.values()} == {shared.config_hash()}
+    (folder / "service.yaml").write_text(FILE.replace("greeting: ${SECRET}", "greeting: other"))
+    assert load_settings(service(), folder, environ={}).config_hash() != shared.config_hash()
+    other = load_settings(service(), folder, {"tries": 4}, environ={})
+    assert other.config.tries == 4
+    assert other.config_hash() != shared.config_hash()
+
+
+def test_an_agent_needs_no_variable_of_another_agent(tmp_path: Path) -> None:
+    folder = write(tmp_path / "shop", settings=FILE)
+    load_settings(service(), folder, agent="agent-1", environ={})
+    with pytest.raises(ConfigError, match="line 10: the environment variable SECRET is not set"):
+        load_settings(service(), folder, agent="agent-2", environ={})

@@ -42,7 +42,7 @@ class HostedAgent:
         folder = root / file.service
         self._file = file
         self._service = load_service(folder)
-        self._settings = load_settings(self._service, folder, file.config)
+        self._settings = load_settings(self._service, folder, file.config, agent=file.name)
         self._genesis = self._own_genesis()
         self._agreed = Agreed()
         self._metrics = Metrics(agent=file.name, service=self._service.name)
