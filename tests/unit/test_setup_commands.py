@@ -54,6 +54,17 @@ def test_a_command_whose_module_is_not_there_breaks_only_itself(monkeypatch: pyt
         CliRunner().invoke(group.main, ["fly"], catch_exceptions=False)
 
 
+def test_tests_that_never_say_integration_are_not_collected_twice(tmp_path: Path) -> None:
+    plain, real = tmp_path / "plain/test_a.py", tmp_path / "real/test_b.py"
+    for path, text in ((plain, "def test_a(): pass"), (real, "@pytest.mark.integration\ndef test_b(): pass")):
+        path.parent.mkdir()
+        path.write_text(text)
+    assert not test_command._may_need_tools([str(plain.parent), "-q", "-k", "a"])
+    assert not test_command._may_need_tools([f"{plain}::test_a"])
+    assert test_command._may_need_tools([str(plain), str(real)])
+    assert test_command._may_need_tools(["-k", "a"]), "all tests"
+
+
 def test_offline_may_stand_anywhere_before_the_dashes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUORATE_OFFLINE", "")
     assert entry._without_offline(["test", "--", "--offline"]) == ["test", "--", "--offline"]

@@ -15,6 +15,8 @@ from quorate.localnet.tools import Site
 
 __all__ = ["status"]
 
+_ROW = "  {:<10} {:<9} {:>7} {:>7} {:>7}  {:<5} {:<6} {:<10} {}"
+
 
 @click.command()
 @click.option("--run", "name", help="Which run, by the beginning or end of its name; else the newest that runs.")
@@ -33,9 +35,7 @@ def _table(seen: Snapshot) -> str:
     where = f"round {part.sequence} ({plain_round(part.round)}), period {part.period}" if part else "nobody answers"
     rest = ", its chain rests" if part and part.is_asleep else ""
     lines = [f"{seen.service}: {where}{rest}; run {seen.run}, chain {seen.chain_id}", ""]
-    lines.append(
-        f"  {'agent':<10} {'process':<9} {'block':>7} {'round':>7}  {'sent':<5} {'peers':<6} {'coins':<10} address"
-    )
+    lines.append(_ROW.format("agent", "process", "pid", "block", "round", "sent", "peers", "coins", "address"))
     lines += [_line(agent) for agent in seen.agents]
     if seen.chain is not None:
         what = seen.chain.problem or f"block {seen.chain.block}"
@@ -53,4 +53,5 @@ def _line(agent: AgentView) -> str:
     peers = "–" if agent.peers is None else str(len(agent.peers))
     coins = "–" if agent.balance_wei is None else f"{agent.balance_wei / 10**18:.4g}"
     life = agent.life if agent.life != "running" or agent.node_life == "running" else f"node {agent.node_life}"
-    return f"  {agent.name:<10} {life:<9} {block:>7} {sequence:>7}  {sent:<5} {peers:<6} {coins:<10} {agent.address}"
+    pid = agent.pid or "–"
+    return _ROW.format(agent.name, life, pid, block, sequence, sent, peers, coins, agent.address)

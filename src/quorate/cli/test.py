@@ -30,7 +30,7 @@ def test(arguments: tuple[str, ...]) -> None:
     site = Site.here()
     chosen = _absolute(arguments)
     os.chdir(site.root)
-    if not _excludes_integration(chosen):
+    if not _excludes_integration(chosen) and _may_need_tools(chosen):
         tools = toolbox({*_needs(chosen, site), *_ready(site)}, site=site)  # a tool that is there is told in any case
         os.environ.update(tools.environment())
     os.execv(sys.executable, [sys.executable, "-P", "-m", "pytest", *chosen])  # noqa: S606  (becomes pytest: Ctrl-C and exit codes are its own)
@@ -56,6 +56,17 @@ def _excludes_integration(arguments: Sequence[str]) -> bool:
     return given[-1:] == ["not integration"] or any(
         a in ("--help", "-h", "--version", "--markers", "--fixtures") for a in joined
     )
+
+
+def _may_need_tools(arguments: Sequence[str]) -> bool:
+    """False where every named test file, and all that lies beside it, is free of the word that asks for tools.
+
+    Saves collecting twice, which takes longer than the tests of a service.
+    """
+    named = [Path(argument.partition("::")[0]) for argument in arguments if not argument.startswith("-")]
+    paths = [path for path in named if path.exists()]
+    files = [file for path in paths for file in (path if path.is_dir() else path.parent).rglob("*.py")]
+    return not files or any("integration" in file.read_text(errors="replace") for file in files)
 
 
 def _collected_needs(arguments: Sequence[str]) -> set[Tool]:

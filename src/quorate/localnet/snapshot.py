@@ -86,6 +86,8 @@ class AgentView:
     """On the EVM chain; None where there is none, or it gives no answer."""
     last_words: str = ""
     """Of one that is gone: the end of its log."""
+    pid: int | None = None
+    """Of its process, which its node's lies below; None where it is gone."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,7 @@ async def _agent(
         told=told(_tail_events(file.events)),
         balance_wei=await _balance(session, file),
         last_words=_last_words(run.logs / f"{file.name}.log") if life == "gone" else "",
+        pid=lives.pid(str(file.home)),
     )
 
 
@@ -346,11 +349,12 @@ def _last_words(log: Path) -> str:
 class _Lives:
     """The processes of this machine by the paths among their arguments."""
 
-    states: Mapping[str, str]
+    found: Mapping[str, tuple[int, str]]
+    """Process id and state."""
 
     @staticmethod
     def now() -> _Lives:
-        states: dict[str, str] = {}
+        found: dict[str, tuple[int, str]] = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 arguments = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
@@ -358,10 +362,14 @@ class _Lives:
             except OSError:  # it has ended meanwhile
                 continue
             if state not in "ZX":
-                states.update({one: state for one in arguments[1:] if one.startswith("/")})
-        return _Lives(states)
+                found.update({one: (int(folder.name), state) for one in arguments[1:] if one.startswith("/")})
+        return _Lives(found)
 
     def of(self, path: str) -> Life:
         """The life of the process that was started with `path` among its arguments."""
-        state = self.states.get(path)
-        return "gone" if state is None else "paused" if state in "Tt" else "running"
+        state = self.found.get(path, (0, ""))[1]
+        return "paused" if state in ("T", "t") else "running" if state else "gone"
+
+    def pid(self, path: str) -> int | None:
+        """Its id."""
+        return self.found[path][0] if path in self.found else None
