@@ -19,9 +19,9 @@ from quorate.chain import (
     decode_actions,
 )
 from quorate.errors import ModelError
-from quorate.fsm import AnyRound, Outcome, Votes, agree, choice, same
+from quorate.fsm import AnyRound, Outcome, Votes, agree
 from quorate.model import ModelClient
-from quorate.rounds import settle
+from quorate.rounds import choice, same, settle
 from quorate.rounds.settle import Intent, SettleContext, Settling
 from quorate.signatures import keccak
 from quorate.units import Address, Bps, Hash

@@ -19,15 +19,22 @@ from quorate.fsm import (
     State,
     Votes,
     agree,
-    choice,
-    each,
-    from_all,
     keep,
-    only_keeper,
-    same,
     with_deadline,
 )
-from quorate.rounds.rules import first_valid, median, rotating_keeper, trimmed_mean, until_deadline, weighted
+from quorate.rounds.rules import (
+    choice,
+    each,
+    first_valid,
+    from_all,
+    median,
+    only_keeper,
+    rotating_keeper,
+    same,
+    trimmed_mean,
+    until_deadline,
+    weighted,
+)
 from quorate.units import Address, Bps, Call, Hash, Wei
 
 __all__ = [

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from quorate.fsm import ROUND_TIMEOUT, Context, Service, State, agree, from_all, same
+from quorate.fsm import ROUND_TIMEOUT, Context, Service, State, agree
+from quorate.rounds import from_all, same
 from quorate.units import Address
 
 

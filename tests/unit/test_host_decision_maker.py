@@ -23,7 +23,7 @@ from quorate.abci import UnsignedPayload
 from quorate.chain import SafeTransaction, Wallet, load_abi, selector_of
 from quorate.chain.safe import MULTI_SEND, _abi
 from quorate.errors import QuorateError
-from quorate.fsm import Period, Service, State, agree, same
+from quorate.fsm import Period, Service, State, agree
 from quorate.host.agreed import Agreed
 from quorate.host.decision_maker import (
     ExecutionRequest,
@@ -36,6 +36,7 @@ from quorate.host.decision_maker import (
 )
 from quorate.host.signer import Signer
 from quorate.model import ModelRequest
+from quorate.rounds import same
 from quorate.rounds.settle import Intent, SafeSignature
 from quorate.signatures import recover
 from quorate.units import Address, Call, Hash, Wei

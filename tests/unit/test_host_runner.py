@@ -16,11 +16,12 @@ from quorate.abci import SignedPayload, UnsignedPayload, opening_of
 from quorate.abci.machine import tick_for
 from quorate.chain import Wallet
 from quorate.errors import ChainError, ModelError, ServiceError, TimedOut, Unreachable
-from quorate.fsm import Period, Service, Settled, State, agree, same
+from quorate.fsm import Period, Service, Settled, State, agree
 from quorate.host.agreed import Agreed
 from quorate.host.decision_maker import Limits, NotAgreed, OverLimit, SigningRequest
 from quorate.host.journal import Journal
 from quorate.host.runner import Runner
+from quorate.rounds import same
 from quorate.units import Address
 
 WALLET = Wallet.from_key(bytes([7]) * 32)

@@ -16,9 +16,10 @@ from quorate import errors
 
 MODULES = [
     "quorate", "quorate.units", "quorate.errors", "quorate.loader", "quorate.cli.spec",
-    "quorate.fsm", "quorate.fsm.codec", "quorate.fsm.period", "quorate.fsm.round", "quorate.fsm.rules",
+    "quorate.fsm", "quorate.fsm.codec", "quorate.fsm.period", "quorate.fsm.round",
     "quorate.fsm.service", "quorate.fsm.state", "quorate.fsm.votes",
-    "quorate.rounds", "quorate.rounds.pause", "quorate.rounds.register", "quorate.rounds.rules", "quorate.rounds.sealed",
+    "quorate.rounds", "quorate.rounds.pause", "quorate.rounds.register",
+    "quorate.rounds.rules", "quorate.rounds.sealed",
     "quorate.testing", "quorate.testing.clock",
 ]  # fmt: skip
 

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from quorate.fsm.period import Period, Settled
-from quorate.fsm.round import NO_MAJORITY, ROUND_TIMEOUT, Act, AnyRound, Context, Ready, Round, Rule, agree
-from quorate.fsm.rules import choice, each, from_all, only_keeper, same, with_deadline
+from quorate.fsm.round import (
+    NO_MAJORITY,
+    ROUND_TIMEOUT,
+    Act,
+    AnyRound,
+    Context,
+    Ready,
+    Round,
+    Rule,
+    agree,
+    with_deadline,
+)
 from quorate.fsm.service import BACK, Interrupt, Service
 from quorate.fsm.state import State, keep
 from quorate.fsm.votes import Outcome, Votes, quorum_of
@@ -27,12 +37,7 @@ __all__ = [
     "State",
     "Votes",
     "agree",
-    "choice",
-    "each",
-    "from_all",
     "keep",
-    "only_keeper",
     "quorum_of",
-    "same",
     "with_deadline",
 ]

@@ -29,7 +29,7 @@ T = TypeVar("T")
 _Reader = Callable[[Any], Any]
 
 _INT_BOUND = 1 << 1024
-_REMEMBERED = 512  # one payload is decoded at every step of its way, and a simulated network has several agents
+_REMEMBERED = 64  # of each type: a payload is decoded at every step of its way, and by each simulated agent
 
 
 def encode(value: Any) -> bytes:
@@ -43,7 +43,7 @@ def encode(value: Any) -> bytes:
 def decode(hint: Any, data: bytes) -> Any:
     """The value of type `hint` whose encoding is `data`; `PeerError` with `data` as evidence if there is none."""
     try:
-        return _read(hint, data)
+        return _decoder(hint)(data)
     except _Unfit as error:
         why = _shown(str(error).encode(errors="backslashreplace"))
         raise PeerError(f"{_shown(data)} is no {_name(hint)}: {why}", evidence=data) from error
@@ -52,7 +52,7 @@ def decode(hint: Any, data: bytes) -> Any:
 def conform(hint: Any, value: T) -> T:
     """`value` rebuilt as `decode` would give it (lists become tuples); `ServiceError` if it is not of type `hint`."""
     try:
-        return typing.cast(T, _read(hint, encode(value)))
+        return typing.cast(T, _decoder(hint)(encode(value)))
     except _Unfit as error:
         raise ServiceError(f"{value!r} is no {_name(hint)}: {error}") from error
 
@@ -60,7 +60,7 @@ def conform(hint: Any, value: T) -> T:
 def require_codable(hint: Any, where: str) -> None:
     """Raise `ServiceError`, naming `where` and the part at fault, if values of `hint` cannot be agreed on."""
     try:
-        _reader(hint)
+        _decoder(hint)
     except ServiceError as error:
         raise ServiceError(f"{where}: {error.message}", fix=error.fix) from error
 
@@ -116,36 +116,28 @@ _quoted = json.encoder.encode_basestring
 _parse = json.JSONDecoder().decode
 
 
-def _read(hint: Any, data: bytes) -> Any:
-    return (_remembered if _is_immutable(hint) else _read_anew)(hint, data)
-
-
-def _read_anew(hint: Any, data: bytes) -> Any:
-    """Canonical first, which also rules out what JSON leaves open: blanks, escapes, -0, a key that appears twice."""
-    try:
-        plain = _parse(data.decode())
-        canonical = encode(plain)
-    except RecursionError as error:  # no type that we read is that deep: it is unfit, however deep our own stack is
-        raise _Unfit("nested too deeply") from error
-    except (ValueError, ServiceError) as error:  # JSONDecodeError and UnicodeDecodeError; a float, a huge integer
-        raise _Unfit(f"not JSON that can be agreed on: {error}") from error
-    if canonical != data:
-        raise _Unfit(f"not canonical: the same value is written {_shown(canonical)}")
-    return _reader(hint)(plain)
-
-
-_remembered = functools.lru_cache(_REMEMBERED)(_read_anew)
-
-
 @functools.cache
-def _is_immutable(hint: Any) -> bool:
-    """Values without a dict may be shared; a dict is built anew for each caller, who might write to it."""
-    return "dict[" not in describe(hint)
+def _decoder(hint: Any) -> Callable[[bytes], Any]:
+    """From bytes to a value of type `hint`; `_Unfit` if there is none, `ServiceError` if no such can be agreed on.
 
+    Canonical first, which also rules out what JSON leaves open: blanks, escapes, -0, a key that appears twice. Values
+    without a dict are remembered and shared; a dict is made anew for each caller, who might write to it.
+    """
+    read = _build(hint, "value", ())
 
-@functools.cache
-def _reader(hint: Any) -> _Reader:
-    return _build(hint, "value", ())
+    def decode(data: bytes) -> Any:
+        try:
+            plain = _parse(data.decode())
+            canonical = encode(plain)
+        except RecursionError as error:  # no type that we read is that deep: it is unfit, however deep our stack is
+            raise _Unfit("nested too deeply") from error
+        except (ValueError, ServiceError) as error:  # JSONDecodeError and UnicodeDecodeError; a float, a huge integer
+            raise _Unfit(f"not JSON that can be agreed on: {error}") from error
+        if canonical != data:
+            raise _Unfit(f"not canonical: the same value is written {_shown(canonical)}")
+        return read(plain)
+
+    return decode if "dict[" in describe(hint) else functools.lru_cache(_REMEMBERED)(decode)
 
 
 def _build(hint: Any, at: str, inside: tuple[type, ...]) -> _Reader:

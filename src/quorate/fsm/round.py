@@ -16,7 +16,18 @@ from quorate.fsm.state import State
 from quorate.fsm.votes import Outcome, Votes
 from quorate.units import Address
 
-__all__ = ["NO_MAJORITY", "ROUND_TIMEOUT", "Act", "AnyRound", "Context", "Ready", "Round", "Rule", "agree", "events_of"]
+__all__ = [
+    "NO_MAJORITY",
+    "ROUND_TIMEOUT",
+    "Act",
+    "AnyRound",
+    "Context",
+    "Ready",
+    "Round",
+    "Rule",
+    "agree",
+    "with_deadline",
+]
 
 ROUND_TIMEOUT: Final = "ROUND_TIMEOUT"
 """The event of a round whose time was over before its rule could decide."""
@@ -144,7 +155,7 @@ def agree(
             raise ServiceError(f"{name} ({where}): timeout_s is {timeout_s}; expected at least a millisecond")
         payload = _return_hint(act, f"{name} ({where})")
         codec.require_codable(payload, f"{name} ({where}): its payload")
-        events, need, gives = events_of(rule) | {ROUND_TIMEOUT}, set(needs), {e: set(f) for e, f in sets.items()}
+        events, need, gives = _events_of(rule) | {ROUND_TIMEOUT}, set(needs), {e: set(f) for e, f in sets.items()}
         if isinstance(rule, Ready):
             if reason := rule.accepts(payload):
                 raise ServiceError(f"{name} ({where}): {reason}")
@@ -160,7 +171,13 @@ def agree(
     return wrap
 
 
-def events_of(rule: Callable[..., Any]) -> frozenset[str]:
+def with_deadline(rule: Rule[S, P], at_deadline: Rule[S, P]) -> Ready:
+    """`rule`, but when the round's time is over `at_deadline` decides on what has come; None there is ROUND_TIMEOUT."""
+    ready = rule if isinstance(rule, Ready) else Ready(rule)
+    return dataclasses.replace(ready, events=_events_of(rule) | _events_of(at_deadline), at_deadline=at_deadline)
+
+
+def _events_of(rule: Callable[..., Any]) -> frozenset[str]:
     """Every event that `rule` can answer: said by a ready-made one, else read from its return annotation."""
     if isinstance(rule, Ready):
         return rule.events

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
+from quorate.fsm import codec
 from quorate.fsm.votes import quorum_of
 from quorate.units import Address
 
@@ -38,6 +40,11 @@ class State:
     """The agents that registered, sorted; empty until they did."""
     period: int = 0
     """Laps of the service that are over."""
+
+    @cached_property
+    def encoding(self) -> bytes:
+        """The canonical encoding; a state never changes, so it is made once."""
+        return codec.encode(self)
 
     @property
     def quorum(self) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from typing import Any, Generic, TypeVar
 
 from quorate.errors import ServiceError
@@ -48,12 +50,24 @@ class Votes(Generic[P]):
     @staticmethod
     def of(pairs: Iterable[tuple[Any, P]], *, n: int | None = None, quorum: int | None = None) -> Votes[P]:
         """Votes of these (sender, payload) pairs; by default all `n` have sent, and the quorum is that of `n`."""
-        ordered = tuple(sorted(pairs, key=lambda pair: str(pair[0])))
+        ordered = tuple(sorted(pairs, key=itemgetter(0)))
         senders = [sender for sender, _ in ordered]
         if len(set(senders)) != len(senders):
             raise ServiceError(f"a sender appears twice among {senders}")
         size = len(ordered) if n is None else n
         return Votes(ordered, size, quorum_of(size) if quorum is None else quorum)
+
+    def plus(self, sender: Address, payload: P, encoding: bytes) -> Votes[P]:
+        """These and the payload (and its encoding) of a sender that is not among them."""
+        at = bisect(self.senders(), sender)
+        made = Votes((*self.pairs[:at], (sender, payload), *self.pairs[at:]), self.n, self.quorum)
+        made.__dict__["encodings"] = (*self.encodings[:at], encoding, *self.encodings[at:])  # as if it were made there
+        return made
+
+    @cached_property
+    def encodings(self) -> tuple[bytes, ...]:
+        """The canonical encodings of the payloads, in sender order."""
+        return tuple([codec.encode(payload) for _, payload in self.pairs])
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -86,7 +100,7 @@ class Votes(Generic[P]):
         leader, count = self._leader
         if count < self.quorum:
             return ()
-        return next((payload,) for _, payload in self.pairs if codec.encode(payload) == leader)
+        return (self.pairs[self.encodings.index(leader)][1],)
 
     def split(self) -> bool:
         """True when no payload can reach the quorum any more, whatever the missing agents send."""
@@ -95,5 +109,4 @@ class Votes(Generic[P]):
     @cached_property
     def _leader(self) -> tuple[bytes, int]:
         """The encoding that most have sent, and how many; of equals that of the first sender."""
-        counts = Counter([codec.encode(payload) for _, payload in self.pairs])
-        return max(counts.items(), key=lambda entry: entry[1], default=(b"", 0))
+        return max(Counter(self.encodings).items(), key=itemgetter(1), default=(b"", 0))

@@ -15,9 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
-from quorate.fsm import NO_MAJORITY, Act, AnyRound, Context, Outcome, Ready, Votes, agree, codec, each
-from quorate.fsm.rules import pairs_of
-from quorate.rounds.rules import until_deadline
+from quorate.fsm import NO_MAJORITY, Act, AnyRound, Context, Outcome, Ready, Votes, agree, codec
+from quorate.rounds.rules import each, until_deadline
 from quorate.units import Address, Hash
 
 __all__ = ["Sealed", "SealedContext", "Vault", "commitment_to", "draw", "lot_of", "sealed"]
@@ -136,10 +135,14 @@ def _reveal_rule(whole: AnyRound, into: str, commitments: str, unrevealed: str) 
         return tuple(found)
 
     def stores(_: Any) -> dict[str, Any]:
-        return {into: pairs_of(whole.payload), unrevealed: tuple[Address, ...]}
+        return {into: _pairs(whole.payload), unrevealed: tuple[Address, ...]}
 
-    reads = {commitments: pairs_of(str)}
+    reads = {commitments: _pairs(str)}
     return Ready(settle, frozenset({"DONE", NO_MAJORITY}), stores, reads, at_deadline=end)
+
+
+def _pairs(payload: Any) -> Any:
+    return tuple[tuple[Address, payload], ...]
 
 
 def _named(act: Act[Any, Any], function: Act[Any, Any], suffix: str, returns: Any) -> Act[Any, Any]:

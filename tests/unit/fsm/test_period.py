@@ -230,7 +230,7 @@ def test_another_services_or_versions_state_is_refused() -> None:
     ("old", "new"),
     [
         (b'"seen":0', b'"seen":"x"'),
-        (b"},1,[[", b"},null,[["),
+        (b"\n[1,0", b"\n[null,0"),
         (b"LookRound", b"LossRound"),
         (b"{", b""),
     ],

@@ -135,7 +135,7 @@ def test_a_vote_needs_options() -> None:
 
 
 def test_a_ballot_that_may_name_an_unknown_option_is_an_error_at_import() -> None:
-    with pytest.raises(ServiceError, match=r"VoteRound .*test_rules.py:\d+.*may be \['ABSTAIN'\]"):
+    with pytest.raises(ServiceError, match=r"VoteRound .*test_core_rules.py:\d+.*may be \['ABSTAIN'\]"):
 
         @agree(choice("support", ("FOR", "AGAINST"), "NONE", by="support"))
         async def vote(ctx: Context, state: Poll) -> Ballot:
