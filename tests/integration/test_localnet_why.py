@@ -1,0 +1,90 @@
+"""`why` of a whole delegate service: a dead RPC, an agent without gas, a silent operator and silent models."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+from aiohttp.test_utils import TestServer
+
+from dao.demo import delegate_net
+from quorate.localnet.diagnosis import Diagnosis, diagnose
+from quorate.localnet.run_dir import RunDir
+from quorate.localnet.snapshot import look
+from quorate.localnet.stage import stage
+from quorate.localnet.tools import Tools
+from quorate.operator.config import ModelConfig
+from quorate.units import Hash, Wei
+from tests.model_world import ScriptedModel
+
+pytestmark = [pytest.mark.integration, pytest.mark.needs("cometbft", "evm")]
+ROOT = Path(__file__).parents[2]
+MODELS = (("all-minilm-l6-v2", "embedding"), ("smollm2-135m-instruct", "chat"))
+
+
+async def said(run: RunDir, enough: Callable[[Diagnosis], bool]) -> Diagnosis:
+    """The first diagnosis that is `enough`."""
+    async with asyncio.timeout(60):
+        while not enough(found := diagnose(await look(run))):
+            await asyncio.sleep(0.3)
+        return found
+
+
+def kinds(found: Diagnosis) -> set[str]:
+    return {one.kind for one in found.findings}
+
+
+async def test_why_names_a_dead_rpc_a_poor_agent_a_silent_operator_and_silent_models() -> None:
+    tools = SimpleNamespace(
+        cometbft=Path(os.environ["QUORATE_COMETBFT"]), anvil=Path(os.environ["QUORATE_ANVIL"]), model_python=None
+    )
+    async with TestServer(ScriptedModel().application()) as server, stage(ROOT, "test", to_stderr=True) as on:
+        url = str(server.make_url("")).rstrip("/")
+        served = tuple(
+            ModelConfig(
+                name=name,
+                task="chat" if task == "chat" else "embedding",
+                upstream=url,
+                manifest_hash=Hash("0x" + "aa" * 32),
+            )
+            for name, task in MODELS
+        )
+        # with an upstream, an operator needs no tools
+        async with delegate_net(on, cast(Tools, tools), ROOT, models=(served, served), config={"pause_s": 1}) as net:
+            await net.operators.wait_until_registered()
+            well = await said(on.run, lambda found: found.is_well)
+            assert "waiting for a proposal" in well.verdict
+
+            node, poor = net.dao.node, net.agents.files["agent-2"]
+            await node.set_balance(poor.me, Wei(0))
+            found = await said(on.run, lambda found: not found.is_well)
+            assert [(one.kind, one.who, one.weight) for one in found.findings if one.weight != "says"] == [
+                ("no-gas", ("agent-2",), "weakens")
+            ]
+            await node.set_balance(poor.me, Wei(10**20))
+
+            os.kill(node.child.pid, signal.SIGSTOP)
+            found = await said(on.run, lambda found: "chain-silent" in kinds(found))
+            assert f"the EVM chain at {node.url} cannot be used: no answer in 3 s" in found.verdict
+            os.kill(node.child.pid, signal.SIGCONT)
+
+            operator = net.operators.child("operator-2").pid
+            os.kill(operator, signal.SIGSTOP)
+            found = await said(on.run, lambda found: "operator-silent" in kinds(found))
+            assert "operator-2" in found.verdict
+            assert "is paused" in found.verdict
+            os.kill(operator, signal.SIGCONT)
+            await said(on.run, lambda found: found.is_well)
+
+            await server.close()
+            found = await said(
+                on.run, lambda found: len([f for f in found.findings if f.kind == "operator-silent"]) == 2
+            )
+            assert "held up: operator-1" in found.verdict
+            assert "its model server does not answer for all-minilm-l6-v2, smollm2-135m-instruct" in found.verdict
