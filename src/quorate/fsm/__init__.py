@@ -20,24 +20,6 @@ from quorate.fsm.state import State, keep
 from quorate.fsm.votes import Outcome, Votes, quorum_of
 
 __all__ = [
-    "BACK",
-    "NO_MAJORITY",
-    "ROUND_TIMEOUT",
-    "Act",
-    "AnyRound",
-    "Context",
-    "Interrupt",
-    "Outcome",
-    "Period",
-    "Ready",
-    "Round",
-    "Rule",
-    "Service",
-    "Settled",
-    "State",
-    "Votes",
-    "agree",
-    "keep",
-    "quorum_of",
-    "with_deadline",
-]
+    "BACK", "NO_MAJORITY", "ROUND_TIMEOUT", "Act", "AnyRound", "Context", "Interrupt", "Outcome", "Period", "Ready",
+    "Round", "Rule", "Service", "Settled", "State", "Votes", "agree", "keep", "quorum_of", "with_deadline",
+]  # fmt: skip

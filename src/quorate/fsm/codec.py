@@ -150,20 +150,18 @@ def _build(hint: Any, at: str, inside: tuple[type, ...]) -> _Reader:
     if hint in (str, int, bool, None, type(None)):
         return _scalar_reader(type(None) if hint is None else hint, at)
     if hint is float:
-        raise ServiceError(
-            "floats differ between machines", fix="Send an integer in a named unit: Bps, Wei, seconds, thousandths."
-        )
+        fix = "Send an integer in a named unit: Bps, Wei, seconds, thousandths."
+        raise ServiceError("floats differ between machines", fix=fix)
     origin, args = get_origin(hint), get_args(hint)
     if origin is Literal:
         return _literal_reader(args, at)
     if origin in _UNIONS:
         others = [arg for arg in args if arg is not type(None)]
-        if len(others) == 1:
-            return _optional_reader(_build(others[0], at, inside))
-        raise ServiceError(
-            f"{_name(hint)} has two meanings for one text",
-            fix="Give the value one type, or wrap each case in a dataclass field.",
-        )
+        if len(others) != 1:
+            fix = "Give the value one type, or wrap each case in a dataclass field."
+            raise ServiceError(f"{_name(hint)} has two meanings for one text", fix=fix)
+        read_other = _build(others[0], at, inside)
+        return lambda plain: None if plain is None else read_other(plain)
     if origin is tuple and args:
         return _tuple_reader(args, at, inside)
     if origin is dict and describe(args[0]).endswith("str"):
@@ -208,10 +206,6 @@ def _literal_reader(options: tuple[Any, ...], at: str) -> _Reader:
     return read
 
 
-def _optional_reader(read_other: _Reader) -> _Reader:
-    return lambda plain: None if plain is None else read_other(plain)
-
-
 def _tuple_reader(args: tuple[Any, ...], at: str, inside: tuple[type, ...]) -> _Reader:
     size = None if args[-1] is ... else len(args)
     readers = [_build(arg, f"{at}[{i if size else ''}]", inside) for i, arg in enumerate(args) if arg is not ...]
@@ -242,14 +236,11 @@ def _dataclass_reader(cls: type, at: str, inside: tuple[type, ...]) -> _Reader:
     try:
         hints = typing.get_type_hints(cls)
     except NameError as error:
-        raise ServiceError(
-            f"an annotation of {cls.__name__} cannot be resolved: {error}",
-            fix="Import that name at the top of the module.",
-        ) from error
+        fix = "Import that name at the top of the module."
+        raise ServiceError(f"an annotation of {cls.__name__} cannot be resolved: {error}", fix=fix) from error
     if not getattr(cls, "__dataclass_params__").frozen:  # noqa: B009 (mypy does not know the attribute)
-        raise ServiceError(
-            f"{cls.__name__} can be changed after it was agreed on", fix="Write @dataclass(frozen=True)."
-        )
+        fix = "Write @dataclass(frozen=True)."
+        raise ServiceError(f"{cls.__name__} can be changed after it was agreed on", fix=fix)
     readers: dict[str, _Reader] = {}
     for field in dataclasses.fields(cls):
         if not field.init:

@@ -63,7 +63,7 @@ class Period:
         if not ordered or len(set(ordered)) != len(ordered):
             raise ConfigError(f"the members of {service.name} are {list(ordered)}; expected at least one, each once")
         first = codec.conform(service.state, service.state() if state is None else state)
-        return Period(service, ordered, service.start, first, 1, _no_votes(ordered), 0, _digest_of(first))
+        return Period(service, ordered, service.start, first, 1, Votes.of((), n=len(ordered)), 0, _digest_of(first))
 
     @property
     def n(self) -> int:
@@ -173,7 +173,7 @@ class Period:
             sequence, clock_ms, origin, asks, interrupted, senders = codec.decode(_Rest, rest)
             agreed = codec.decode(service.state, state)
             sent = [codec.decode(round.payload, payload) for payload in payloads]
-            votes = Votes.of(zip(senders, sent, strict=True), n=len(members), quorum=quorum_of(len(members)))
+            votes = Votes.of(zip(senders, sent, strict=True), n=len(members))
         except (PeerError, ValueError) as error:  # no peer: our own disk; or too few lines or texts
             raise ConfigError(f"the stored state of {service.name} is damaged: {error}") from error
         place = (sequence, votes, clock_ms, origin, asks, interrupted)
@@ -236,17 +236,13 @@ class Period:
                 target, inside = one.to, (*inside, (one.event, target.name))
                 break
         origin = self.origin if state.period == self.state.period else _digest_of(state)
-        votes = _no_votes(self.members)
+        votes = Votes[Any].of((), n=self.n)
         return Period(self.service, self.members, target, state, self.sequence + 1, votes, 0, origin, asks, inside)
 
 
 @lru_cache(64)
 def _encode_texts(*texts: str) -> bytes:
     return codec.encode(texts)
-
-
-def _no_votes(members: tuple[Address, ...]) -> Votes[Any]:
-    return Votes((), len(members), quorum_of(len(members)))
 
 
 def _digest_of(state: State) -> str:

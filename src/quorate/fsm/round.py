@@ -17,17 +17,8 @@ from quorate.fsm.votes import Outcome, Votes
 from quorate.units import Address
 
 __all__ = [
-    "NO_MAJORITY",
-    "ROUND_TIMEOUT",
-    "Act",
-    "AnyRound",
-    "Context",
-    "Ready",
-    "Round",
-    "Rule",
-    "agree",
-    "with_deadline",
-]
+    "NO_MAJORITY", "ROUND_TIMEOUT", "Act", "AnyRound", "Context", "Ready", "Round", "Rule", "agree", "with_deadline",
+]  # fmt: skip
 
 ROUND_TIMEOUT: Final = "ROUND_TIMEOUT"
 """The event of a round whose time was over before its rule could decide."""
@@ -184,15 +175,11 @@ def _events_of(rule: Callable[..., Any]) -> frozenset[str]:
     where = f"the rule {getattr(rule, '__qualname__', rule)!s} ({_where(rule)})"
     hint = _return_hint(rule, where)
     parts = get_args(hint) if isinstance(hint, types.UnionType) or get_origin(hint) is typing.Union else (hint,)
-    names: set[str] = set()
-    for part in parts:
-        if part is type(None):
-            continue
-        event = get_args(part)[0] if get_origin(part) is Outcome else None
-        if get_origin(event) is not Literal:
-            raise ServiceError(f"{where} returns {hint}", fix="Annotate it as Outcome[Literal[...], S] | None.")
-        names.update(get_args(event))
-    return frozenset(names)
+    outcomes = [part for part in parts if part is not types.NoneType]
+    events = [get_args(part)[0] if get_origin(part) is Outcome else None for part in outcomes]
+    if any(get_origin(event) is not Literal for event in events):
+        raise ServiceError(f"{where} returns {hint}", fix="Annotate it as Outcome[Literal[...], S] | None.")
+    return frozenset(name for event in events for name in get_args(event))
 
 
 def _return_hint(function: Callable[..., Any], where: str) -> Any:

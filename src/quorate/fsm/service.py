@@ -7,7 +7,7 @@ import hashlib
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
@@ -107,7 +107,12 @@ class Service:
 
     def spec_yaml(self) -> str:
         """`spec` as the text of the file fsm_specification.yaml."""
-        return "".join(_yaml_lines(self.spec()))
+        lines: list[str] = []  # every text in it is an identifier, so nothing needs quotes
+        for key, value in self.spec().items():
+            lines += [f"{key}: {value}"] if isinstance(value, str) or not value else [f"{key}:"]
+            lines += [f"  {edge}: {to}" for edge, to in value.items()] if isinstance(value, dict) else []
+            lines += [f"- {item}" for item in value] if isinstance(value, list) else []
+        return "\n".join(lines) + "\n"
 
     @cached_property
     def spec_hash(self) -> str:
@@ -159,24 +164,21 @@ class Service:
         table = {(source.name, event): target for (source, event), target in self.transitions.items()}
         for source, event in self.transitions:
             if event not in source.events:
-                raise self._error(
-                    f"{source} ({source.where}) never ends with {event}; it ends with {sorted(source.events)}"
-                )
+                ends = sorted(source.events)
+                raise self._error(f"{source} ({source.where}) never ends with {event}; it ends with {ends}")
         for one in self.rounds.values():
-            explicit = any(name == one.name for name, _ in table)
+            edges = [event for name, event in table if name == one.name]
+            if one in self.final and edges:
+                raise self._error(f"{one} is final, yet has an edge")
             if one in self.final:
-                if explicit:
-                    raise self._error(f"{one} is final, yet has an edge")
                 continue
-            if not explicit:
-                raise self._error(
-                    f"no edge leaves {one} ({one.where})", fix="Add one, or name the round in final=(...)."
-                )
-            for event in sorted(one.events):
-                if (one.name, event) not in table:
-                    if self.otherwise is None:
-                        raise self._error(f"no edge for ({one}, {event})", fix="Add it, or give otherwise= a round.")
-                    table[one.name, event] = self.otherwise
+            if not edges:
+                fix = "Add one, or name the round in final=(...)."
+                raise self._error(f"no edge leaves {one} ({one.where})", fix)
+            for event in sorted(one.events.difference(edges)):
+                if self.otherwise is None:
+                    raise self._error(f"no edge for ({one}, {event})", "Add it, or give otherwise= a round.")
+                table[one.name, event] = self.otherwise
         return dict(sorted(table.items()))
 
     def _check_paths(self) -> None:
@@ -259,16 +261,3 @@ def _holds(field_type: Any, value: Any) -> bool:
     except ServiceError:
         return False
     return True
-
-
-def _yaml_lines(spec: Mapping[str, Any]) -> Iterator[str]:
-    """The few shapes of a specification; every text in it is an identifier, so nothing needs quotes."""
-    for key, value in spec.items():
-        if isinstance(value, list) and value:
-            yield f"{key}:\n"
-            yield from (f"- {item}\n" for item in value)
-        elif isinstance(value, dict) and value:
-            yield f"{key}:\n"
-            yield from (f"  {edge}: {target}\n" for edge, target in value.items())
-        else:
-            yield f"{key}: {value or ('[]' if isinstance(value, list) else '{}')}\n"
