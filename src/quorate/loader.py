@@ -77,7 +77,7 @@ def load_settings(
     """
     file = _existing(Path(folder).resolve(), "service.yaml")
     given = os.environ if environ is None else environ
-    raw = read(file.read_text(), str(file))
+    raw = read(file.read_bytes(), str(file))
     raw.refuse_unknown({"agents", "config", "description", "overrides"})
     said = dataclasses.replace(raw, values={**raw.values, "overrides": None}).filled(given)
     agents = said.values.get("agents", 4)

@@ -2,7 +2,7 @@
 
 - `${VAR}` is the environment variable VAR, as text; `${VAR:int}` is read as a number; `${VAR:int:3}` is 3 where VAR is
   not set. Types: str, int, float, bool, list, dict (the last two as YAML). Inside a longer text only str makes sense.
-- A key that stands twice is an error: YAML would silently take the last.
+- A key that stands twice is an error: YAML would silently take the last. So are aliases: one place a value.
 """
 
 from __future__ import annotations
@@ -64,10 +64,15 @@ class Document:
         return dataclasses.replace(self, values=_filled(self.values, environ, self.where))
 
 
-def read(text: str, file: str) -> Document:
-    """The document in `text`; `ConfigError` names the line where it is no YAML, or not keys and values."""
+def read(data: bytes, file: str) -> Document:
+    """The document in `data`; `ConfigError` names the line where it is no YAML, or not keys and values."""
     lines: dict[Path, int] = {}
     try:
+        text = data.decode()
+        for token in yaml.scan(text, Loader=yaml.SafeLoader):
+            if isinstance(token, yaml.AliasToken):
+                at = f"{file}, line {token.start_mark.line + 1}"
+                raise ConfigError(f"{at}: *{token.value} is an alias", fix="Write the value itself.")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is not None:
             _collect(node, (), lines, file)
@@ -76,8 +81,10 @@ def read(text: str, file: str) -> Document:
         mark = error.problem_mark or error.context_mark
         at = f", line {mark.line + 1}," if mark else ""
         raise ConfigError(f"{file}{at} is no YAML: {error.problem or error.context}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date such as 2020-13-45
         raise ConfigError(f"{file} is no YAML: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"{file} is nested too deeply") from None
     if values is not None and not isinstance(values, dict):
         raise ConfigError(f"{file}: expected keys and values, as in services/hello_world/service.yaml")
     return Document(file, values or {}, lines)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from quorate.localnet.diagnosis import Diagnosis, diagnose, plain_round
 from quorate.localnet.events import Event
-from quorate.localnet.snapshot import AgentView, ChainView, OperatorView, Part, Snapshot, Told, told
+from quorate.localnet.snapshot import AgentView, ChainView, OperatorView, Part, Snapshot, Told, last_words, told
 
 NOW = 1000.0
 ADDRESSES = [f"0x{number}{'0' * 39}" for number in range(1, 5)]
@@ -199,6 +200,21 @@ def test_events_tell_what_an_agent_does_in_its_latest_round_only() -> None:
     assert last.settled_t == 6
     assert told([*events, at(8, "error", message="boom")]).error == "boom"
     assert told([*events, at(8, "error", message="boom"), at(9, "ready")]) == Told(settled_t=6), "a new life"
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        ("", ""),
+        ("error: the keystore holds another key\nGive it the right one.\n", "error: the keystore holds another key"),
+        ("Traceback (most recent call last):\n  File x\nTypeError: boom\n", "TypeError: boom"),
+        ('{"t": 1.0, "level": "info", "message": "the node stopped"}\n', "the node stopped"),
+    ],
+)
+def test_the_last_words_of_a_process_are_its_error_or_its_last_line(tmp_path: Path, log: str, words: str) -> None:
+    (tmp_path / "agent-1.log").write_text(log)
+    assert last_words(tmp_path / "agent-1.log") == words
+    assert last_words(tmp_path / "none.log") == ""
 
 
 def test_a_round_is_called_as_its_function() -> None:

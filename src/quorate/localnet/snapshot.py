@@ -23,7 +23,19 @@ from quorate.localnet.events import Event, parse
 from quorate.localnet.rpc import NodeRpc
 from quorate.localnet.run_dir import RunDir
 
-__all__ = ["AgentView", "ChainView", "Life", "OperatorView", "Part", "Snapshot", "Told", "agent_files", "look", "told"]
+__all__ = [
+    "AgentView",
+    "ChainView",
+    "Life",
+    "OperatorView",
+    "Part",
+    "Snapshot",
+    "Told",
+    "agent_files",
+    "last_words",
+    "look",
+    "told",
+]
 
 Life = Literal["running", "paused", "gone"]
 """Of a process: `paused` has got a STOP signal (or a debugger)."""
@@ -197,7 +209,7 @@ async def _agent(
         is_catching_up=is_catching_up,
         told=told(_tail_events(file.events)),
         balance_wei=await _balance(session, file),
-        last_words=_last_words(run.logs / f"{file.name}.log") if life == "gone" else "",
+        last_words=last_words(run.logs / f"{file.name}.log") if life == "gone" else "",
         pid=lives.pid(str(file.home)),
     )
 
@@ -316,7 +328,7 @@ async def _operator(
 ) -> OperatorView:
     name, url = str(config["name"]), f"http://{config['host']}:{config['port']}"
     life = lives.of(str(config["file"]))
-    words = _last_words(run.logs / f"{name}.log") if life == "gone" else ""
+    words = last_words(run.logs / f"{name}.log") if life == "gone" else ""
     return OperatorView(name, url, life, await _operator_problem(session, url), words)
 
 
@@ -336,13 +348,18 @@ async def _operator_problem(session: aiohttp.ClientSession, url: str) -> str:
         return f"no answer that can be read: {error!r}"
 
 
-def _last_words(log: Path) -> str:
+def last_words(log: Path) -> str:
+    """Why the process that wrote `log` has ended, if it said so: its last error, else its last line."""
     try:
         lines = log.read_text(errors="replace").splitlines()
     except OSError:
         return ""
     errors = [line for line in lines[-40:] if line.startswith("error:")]
-    return (errors or lines or [""])[-1][:_LAST_WORDS]
+    last = (errors or lines or [""])[-1]
+    try:
+        return str(json.loads(last)["message"])[:_LAST_WORDS]
+    except (ValueError, KeyError, TypeError):  # no record of ours: a traceback's end, or our last sentence
+        return last[:_LAST_WORDS]
 
 
 @dataclass(frozen=True)
