@@ -60,7 +60,10 @@ async def test_a_dead_keeper_is_replaced_and_the_vote_is_cast_once(live: Live) -
     keeper = live.keeper_of(live.period())
     await agents.kill(keeper)
     await dao.wait_for_vote(proposal, 120)
+    back = asyncio.create_task(live.until(keeper, "settled"))
+    await asyncio.sleep(0)
     await agents.start(keeper)
+    await back
     votes = await dao.votes_of_safe(proposal)
     assert len(votes) == 1
     sender = (await dao.chain.wait(votes[0].transaction)).sender

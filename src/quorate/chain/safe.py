@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -67,11 +67,7 @@ class SafeTransaction:
 
     def digest(self, chain_id: int, safe: Address) -> bytes:
         """The 32 bytes that owners sign; they name the chain and the Safe, so a signature is of no use elsewhere."""
-        separator = keccak(keccak(text=_DOMAIN) + _word(chain_id) + _word(int(safe, 16)))
-        to, value, data, operation = self._parts(safe)
-        fields = (int(to, 16), value, None, operation, self.gas, 0, 0, 0, 0, self.nonce)
-        data_hash = keccak(hexstr=data)
-        return typed_digest(separator, _TYPE, *(data_hash if field is None else _word(field) for field in fields))
+        return _digest(self, chain_id, safe)
 
     def execution(self, safe: Address, signatures: Mapping[Address, bytes]) -> Call:
         """The call that anybody may send to execute this; the signatures are put in the order that Safe wants,
@@ -298,6 +294,15 @@ async def _ensure_here(chain: Chain, wallet: Wallet, name: str) -> Address:
 def _proxy_address(factory: Address, singleton: Address, setup: str, salt: int) -> Address:
     salted = keccak(keccak(hexstr=setup) + _word(salt))
     return compute_create2(factory, salted, _creation("Proxy") + _word(int(singleton, 16)))
+
+
+@lru_cache(maxsize=64)  # whoever waits for an outcome asks again and again
+def _digest(transaction: SafeTransaction, chain_id: int, safe: Address) -> bytes:
+    separator = keccak(keccak(text=_DOMAIN) + _word(chain_id) + _word(int(safe, 16)))
+    to, value, data, operation = transaction._parts(safe)
+    fields = (int(to, 16), value, None, operation, transaction.gas, 0, 0, 0, 0, transaction.nonce)
+    data_hash = keccak(hexstr=data)
+    return typed_digest(separator, _TYPE, *(data_hash if field is None else _word(field) for field in fields))
 
 
 def _batch(calls: Sequence[Call]) -> str:

@@ -71,6 +71,7 @@ class SafeSettler:
         self._clock = clock
         self._sent: list[_Sent] = []
         self._succeeds: tuple[Intent, int] | None = None
+        self._ready: tuple[Intent, Mapping[Address, SafeSignature], Call] | None = None
         self._told: set[Hash] = set()
         self._said = ""
         self._span = REORG_BLOCKS
@@ -112,10 +113,8 @@ class SafeSettler:
         waits too long. Only the decision maker's NotAgreed is raised; other troubles are told and wait for the next
         call.
         """
-        own = {who: bytes.fromhex(one.signature[2:]) for who, one in signatures.items()}
-        call = self._safe.execution(_transaction(intent), own)
         try:
-            await self._push(intent, call)
+            await self._push(intent, self._execution(intent, signatures))
         except (ChainError, OverLimit) as error:
             self._tell(error)
 
@@ -217,6 +216,12 @@ class SafeSettler:
 
     def _digest(self, intent: Intent) -> Hash:
         return Hash("0x" + self._safe.digest(_transaction(intent)).hex())
+
+    def _execution(self, intent: Intent, signatures: Mapping[Address, SafeSignature]) -> Call:
+        if self._ready is None or self._ready[:2] != (intent, signatures):
+            own = {who: bytes.fromhex(one.signature[2:]) for who, one in signatures.items()}
+            self._ready = (intent, signatures, self._safe.execution(_transaction(intent), own))
+        return self._ready[2]
 
 
 def _transaction(intent: Intent) -> SafeTransaction:
