@@ -11,7 +11,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quorate import Address, Bps, Context, PeerError, Service, State, Votes, agree, choice, each, keep, same
+from quorate import (
+    BACK,
+    Address,
+    Bps,
+    Context,
+    Interrupt,
+    PeerError,
+    Service,
+    State,
+    Votes,
+    agree,
+    choice,
+    each,
+    keep,
+    same,
+)  # fmt: skip
 from quorate.fsm import Period, codec
 from quorate.rounds import pause, register
 
@@ -50,7 +65,14 @@ async def gather(ctx: Context, state: Delegate) -> Opinion:
     return Opinion("FOR", Bps(1))
 
 
-SERVICE = Service("delegate", state=Delegate, start=judge, otherwise=judge, transitions={
+@agree(same("agreed"), timeout_s=5)
+async def halted(ctx: Context, state: Delegate) -> Opinion:
+    return Opinion("FOR", Bps(1))
+
+
+HALT = Interrupt("HALT", halted)
+SERVICE = Service("delegate", state=Delegate, start=judge, otherwise=judge, interrupts=(HALT,), transitions={
+    (halted, "DONE"): BACK, (halted, "NO_MAJORITY"): BACK, (halted, "ROUND_TIMEOUT"): BACK,
     (judge, "DONE"): confirm, (confirm, "DONE"): gather, (gather, "DONE"): pause, (pause, "DONE"): register,
     (register, "DONE"): judge,
 })  # fmt: skip
@@ -97,7 +119,7 @@ def test_one_changed_byte_is_refused_or_another_value(opinion: Opinion, data: st
         assert codec.decode(Opinion, bytes(encoded)) != opinion
 
 
-payloads = st.one_of(opinions.map(codec.encode), st.binary(max_size=10))
+payloads = st.one_of(opinions.map(codec.encode), st.binary(max_size=10), st.just(b"!HALT"))
 steps = st.one_of(
     st.tuples(st.just("deliver"), st.sampled_from([*MEMBERS, Address("0xstranger")]), st.integers(-1, 1), payloads),
     st.tuples(st.just("block"), st.integers(1, 4_000), st.just(0), st.just(b"")),
@@ -123,6 +145,22 @@ def test_a_restart_before_every_step_changes_nothing(story: list[Any], n: int) -
     through, restarted = run(story, n, restart=False), run(story, n, restart=True)
     assert through == restarted
     assert through.digest() == restarted.digest()
+
+
+@given(st.lists(st.sampled_from(["told", "asked", "late"]), max_size=30))
+def test_every_interrupt_comes_back_to_where_it_came_from(story: list[str]) -> None:
+    period, now, left = Period.start(SERVICE, MEMBERS), 1_000, list[str]()
+    for what in story:
+        before, now = period, now + 10_000
+        for sender in MEMBERS[:5] if what != "late" else ():
+            body = period.ask("HALT") if what == "asked" else codec.encode(Opinion("FOR", Bps(1)))
+            period = period.deliver(sender, period.sequence, body)
+        period, _ = period.end_block(now)
+        if before.round is halted and period.round is not halted:
+            assert period.round.name == left.pop()
+        elif period.round is halted and before.round is not halted:
+            left.append(period.interrupted[0][1])
+        assert len(period.interrupted) == len(left) <= 1
 
 
 @given(

@@ -60,6 +60,25 @@ def test_same_can_agree_on_nothing() -> None:
     assert same("word")(Poll(word="x"), votes(None, None, None)) == Outcome("DONE", Poll(word=None))
 
 
+def test_a_quorum_for_none_of_these_has_an_event_of_its_own() -> None:
+    rule = same("word", none="NONE")
+    assert rule.events == {"DONE", "NO_MAJORITY", "NONE"}
+    assert rule(Poll(word="x"), votes(None, None, None)) == Outcome("NONE", Poll(word="x"))
+    assert rule(Poll(), votes("x", "x", None, "x")) == Outcome("DONE", Poll(word="x"))
+
+
+def test_a_vote_for_none_of_the_options_may_have_an_event_of_its_own() -> None:
+    rule = choice("support", OPTIONS, "ABSTAIN", none="UNDECIDED")
+    assert rule(Poll(), votes("FOR", "FOR", "AGAINST", "AGAINST")) == Outcome("UNDECIDED", Poll(support="ABSTAIN"))
+    assert rule(Poll(), votes("FOR", "FOR", "FOR")) == Outcome("DONE", Poll(support="FOR"))
+
+
+def test_what_may_be_none_need_not_fit_the_field_if_none_has_its_event() -> None:
+    assert same("word", none="NONE").stores(str | None) == {"word": str}
+    assert same("word").stores(str | None) == {"word": str | None}
+    assert same("word", none="NONE").stores(tuple[str, None]) == {"word": tuple[str, None]}
+
+
 def test_each_stores_a_quorum_of_pairs_in_sender_order() -> None:
     assert each("words")(Poll(), votes("x", "y")) is None
     done = each("words")(Poll(), Votes.of([(C, "z"), (A, "x"), (B, "y")], n=4))

@@ -85,6 +85,13 @@ def test_weight_for_none_of_these_has_an_event_of_its_own() -> None:
     assert weighted("word")(state, votes(None, None, None)) == Outcome("DONE", replace(state, word=None))
 
 
+def test_the_rules_say_what_they_store() -> None:
+    assert weighted("word").stores(str | None) == {"word": str | None}
+    assert weighted("word", none="NONE").stores(str | None) == {"word": str}
+    assert rotating_keeper("word").stores(str | None)["word"] is str
+    assert first_valid("word", lambda state, payload: True).stores(str) == {"word": str}
+
+
 def test_a_negative_weight_stops_the_machine() -> None:
     with pytest.raises(ServiceError, match="weights holds a negative weight"):
         weighted("word")(Poll(weights=((A, -1),)), votes("x"))
