@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, str] = {
     "setup": "Set up now what commands otherwise set up when needed.",
     "test": "Run the tests; sets up what the selected ones need.",
     "check": "Lint, types, import arrows, generated files.",
+    "simulate": "Run a service under faults that a seed draws; count what is caught.",
     "spec": "Write or check a service's FSM specification.",
     "replay": "Replay recorded blocks of a real network.",
     "graph": "Draw a service's rounds (Mermaid, SVG).",

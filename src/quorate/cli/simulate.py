@@ -1,0 +1,73 @@
+"""`./quorate simulate`: a service under faults that a seed draws, and what the simulator itself catches."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from quorate.errors import ConfigError
+
+__all__ = ["simulate"]
+
+
+@click.command()
+@click.argument("service", type=click.Path(path_type=Path), metavar="SERVICE", required=False)
+@click.option("--seeds", default=100, show_default=True, type=click.IntRange(1), help="How many seeds.")
+@click.option("--seed", default=0, show_default=True, help="The first one.")
+@click.option("--without", multiple=True, help="Leave a kind of fault out (may be repeated).")
+@click.option("--workers", type=click.IntRange(1), help="Processes; as many as cores if not told.")
+@click.option("--planted", is_flag=True, help="Plant known bugs into the code instead, and count how many are caught.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
+def simulate(
+    service: Path | None,
+    seeds: int,
+    seed: int,
+    without: tuple[str, ...],
+    workers: int | None,
+    planted: bool,
+    as_json: bool,
+) -> None:
+    """Run SERVICE (a folder such as services/hello_world) under faults: one virtual network a seed.
+
+    All agents are real (application, runner, signing boundary); network, disks, clocks, the engine and the world
+    outside are simulated. A failing seed is made small and printed with the command that replays it.
+    """
+    if planted:
+        _plant(workers, as_json)
+        return
+    if service is None:
+        raise ConfigError("simulate needs a SERVICE", fix="For example: ./quorate simulate services/hello_world")
+    from quorate.testing.campaign import run_campaign
+
+    found = run_campaign(service, range(seed, seed + seeds), workers=workers, without=without)
+    for failure in found.failures:
+        click.echo(f"seed {failure.seed} broke: {', '.join(failure.invariants)}", err=as_json)
+        for line in failure.story:
+            click.echo(f"  {line}", err=as_json)
+        click.echo(f"  replay: {failure.command}", err=as_json)
+    if as_json:
+        click.echo(json.dumps(asdict(found), sort_keys=True))
+    else:
+        click.echo(
+            f"{found.seeds} seeds, {found.violations} with violations; {found.periods} periods, {found.rounds} rounds, "
+            f"{found.blocks} blocks, {sum(found.checks.values())} checks of {len(found.checks)} invariants "
+            f"in {found.seconds} s"
+        )
+    if found.violations:
+        raise SystemExit(1)
+
+
+def _plant(workers: int | None, as_json: bool) -> None:
+    from quorate.testing.planted import run_planted
+
+    found = run_planted(workers=workers)
+    for name, requirement, seeds, invariant in found.bugs:
+        caught = f"seed {seeds:3d}  {invariant}" if seeds else "NOT CAUGHT"
+        click.echo(f"{requirement or '-':>5}  {name:<60} {caught}", err=as_json)
+    if as_json:
+        click.echo(json.dumps(found.figures(), sort_keys=True))
+    else:
+        click.echo(f"{found.caught} of {found.planted} planted bugs caught; median seeds {found.median_seeds}")

@@ -1,0 +1,68 @@
+"""One agent's disk in memory, and what can go wrong with it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from quorate.abci import Store
+from quorate.errors import SetupError
+
+__all__ = ["Disk", "MemoryStore"]
+
+_LOST_AT_MOST = 4  # saves that a power cut may take back: WAL with synchronous=NORMAL
+
+
+class Disk:
+    """What outlives a process. Writing is atomic, as SQLite's is; the last writes may be lost with the machine."""
+
+    def __init__(self) -> None:
+        self.saved: bytes | None = None
+        self.is_full = False
+        self.saves = 0
+        self._before: deque[bytes | None] = deque(maxlen=_LOST_AT_MOST)
+
+    def write(self, value: bytes) -> None:
+        """Replace what is saved; `SetupError` while the disk is full."""
+        if self.is_full:
+            raise SetupError("the disk is full", fix="Make room.")
+        self._before.append(self.saved)
+        self.saved = value
+        self.saves += 1
+
+    def lose(self, writes: int) -> None:
+        """A power cut: the last `writes` writes never happened (a torn one, too, leaves the one before)."""
+        for _ in range(min(writes, len(self._before))):
+            self.saved = self._before.pop()
+
+    def flip(self, bit: int) -> None:
+        """Damage one bit of what is saved."""
+        if self.saved:
+            index = bit // 8 % len(self.saved)
+            flipped = self.saved[index] ^ (1 << bit % 8)
+            self.saved = self.saved[:index] + bytes([flipped]) + self.saved[index + 1 :]
+
+    def wipe(self) -> None:
+        """Nothing is left."""
+        self.saved = None
+        self._before.clear()
+
+
+class MemoryStore(Store):
+    """`quorate.abci.Store` on a `Disk`; `at` is told before and after each write, and may raise."""
+
+    def __init__(self, disk: Disk, at: Callable[[str], None]) -> None:
+        self._disk, self._at = disk, at
+
+    def load(self) -> bytes | None:
+        """What was saved last, or None before the first block."""
+        return self._disk.saved
+
+    def save(self, value: bytes) -> None:
+        """Replace what is saved."""
+        self._at("save:before")
+        self._disk.write(value)
+        self._at("save:after")
+
+    def close(self) -> None:
+        """Nothing is open."""

@@ -1,0 +1,413 @@
+"""One seed, from its plan to its verdict.
+
+First phase: the faults that the seed has drawn, at moments that it has drawn; only safety is asked for. Second phase:
+everything heals but the liars; now every round must end in time and new periods must complete. The same seed and code
+give the same trace, in any process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import hashlib
+import logging
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from quorate.abci import SignedPayload
+from quorate.abci.machine import Replica
+from quorate.errors import ConfigError
+from quorate.fsm import Period, Service
+from quorate.testing.consensus import Consensus, Peer
+from quorate.testing.faults import ABROAD, LIES, Plan
+from quorate.testing.loop import Stuck, run_virtual
+from quorate.testing.oracles import Judge, Violation
+from quorate.testing.process import CHAIN_ID, Process, genesis_of, keys
+from quorate.testing.world import Setting, World
+
+__all__ = ["CRASH_POINTS", "Report", "Subject", "simulate"]
+
+CRASH_POINTS = (
+    *("prepare_proposal:before", "prepare_proposal:after", "process_proposal:before", "process_proposal:after"),
+    *("extend_vote:before", "extend_vote:after"),
+    "verify_vote_extension:after",
+    "check_tx:after",
+    "finalize_block:before",
+    "finalize_block:after",
+    "after results",
+    "commit:before",
+    "save:before",
+    "save:after",
+    "commit:after",
+    "init_chain:after",
+)  # fmt: skip
+_STORY_LINES = 40
+_HEALTHY_LIMIT_S = 4000.0
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A service as a simulation needs it."""
+
+    service: Service
+    config: Any
+    make_world: type[World] = World
+    agents: int | None = None
+    """How many agents; None: each seed draws 4, 5 or 7."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came of one seed."""
+
+    plan: Plan
+    violations: tuple[Violation, ...]
+    trace: str
+    """sha256 over everything that happened."""
+    periods: int
+    rounds: int
+    blocks: int
+    virtual_s: float
+    story: tuple[str, ...]
+    """The faults and what came of them, in order."""
+    checks: dict[str, int]
+
+
+def simulate(subject: Subject, plan: Plan) -> Report:
+    """Run one seed. Prints nothing and raises only for a mistake of the service's author."""
+    logging.disable(logging.CRITICAL)
+    try:
+        with _remembering():
+            return run_virtual(_Simulation(subject, plan).run())
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+@contextlib.contextmanager
+def _remembering() -> Iterator[None]:
+    """Each agent checks each signature by itself; here they are in one process, and once a seed is enough."""
+    check, decode = SignedPayload.is_signed_by_sender, SignedPayload.decode
+    setattr(SignedPayload, "is_signed_by_sender", functools.lru_cache(4096)(check))  # noqa: B010  (mypy: a method)
+    setattr(SignedPayload, "decode", staticmethod(functools.lru_cache(4096)(decode)))  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(SignedPayload, "is_signed_by_sender", check)  # noqa: B010
+        setattr(SignedPayload, "decode", staticmethod(decode))  # noqa: B010
+
+
+class _Simulation:
+    def __init__(self, subject: Subject, plan: Plan) -> None:
+        self.subject, self.plan = subject, plan
+        self.rng = random.Random(f"run {plan.seed}")  # noqa: S311  # the seed is the point
+        self.lies_rng = random.Random(f"lies {plan.seed}")  # noqa: S311
+        self.story: list[str] = []
+        self.trace = hashlib.sha256()
+
+    async def run(self) -> Report:
+        plan, service = self.plan, self.subject.service
+        loop = asyncio.get_running_loop()
+        members = tuple(key.address for key in keys(plan.agents))
+        honest = frozenset(who for i, who in enumerate(members) if i not in plan.liars)
+        self.judge = Judge(service, CHAIN_ID, members, loop.time, honest)
+        setting = Setting(
+            random.Random(f"world {plan.seed}"),  # noqa: S311
+            loop.time,
+            asyncio.sleep,
+            members,
+            honest,
+            lambda: self.judge.witness.period,
+            self._note,
+        )
+        self.world = self.subject.make_world(setting, self.subject.config)
+        genesis = genesis_of(service, plan.agents)
+        self.consensus = Consensus(
+            genesis, self.judge, self.rng, plan.liars, self._spawn, self._note, self._add_to_trace
+        )
+        self._note(f"{plan.agents} agents, liars {list(plan.liars)}, faults: {', '.join(plan.faults) or 'none'}")
+        work = [loop.create_task(self.world.live()), loop.create_task(self.consensus.run())]
+        try:
+            for peer in self.consensus.peers:
+                await self.consensus.revive(peer)
+            await self._phases(work)
+        except Stuck as error:
+            self.judge.require("periods go on", False, error.message)
+        finally:
+            for task in work:
+                task.cancel()
+            await asyncio.gather(*work, return_exceptions=True)
+        return self._report()
+
+    async def _phases(self, work: list[asyncio.Task[None]]) -> None:
+        await self._watch(self._storm(), work)
+        if not self.judge.is_broken:
+            await self._heal()
+            await self._watch(self._recover(), work)
+        for name, message in self.world.problems(at_end=True):
+            self.judge.require(name, False, message)
+
+    async def _watch(self, phase: Any, work: list[asyncio.Task[None]]) -> None:
+        """Let a phase go on until it ends, or something is broken."""
+        task = asyncio.get_running_loop().create_task(phase)
+        while not task.done() and not self.judge.is_broken:
+            for one in work:
+                if one.done():
+                    one.result()
+            await asyncio.wait({task, *(one for one in work if not one.done())}, timeout=0.5)
+            for name, message in self.world.problems(at_end=False):
+                self.judge.require(name, False, message)
+        if task.done():
+            task.result()
+        task.cancel()
+
+    # ---- the first phase
+
+    async def _storm(self) -> None:
+        end = self.consensus.now_s + self.plan.storm_s
+        self._begin_lasting()
+        sudden = [one for one in self.plan.faults if one in _SUDDEN]
+        while self.consensus.now_s < end:
+            await asyncio.sleep(self.rng.expovariate(0.8))
+            self._lie()
+            if sudden and not self.judge.is_broken:
+                fault = self.rng.choice(sudden)
+                await getattr(self, _SUDDEN[fault])(fault)
+
+    def _begin_lasting(self) -> None:
+        net, plan = self.consensus, self.plan
+        net.loss = self.rng.uniform(0.02, 0.3) if plan.has("loss") else 0.0
+        net.twice = 0.5 if plan.has("duplicate") else 0.0
+        net.disorder = 0.5 if plan.has("reorder") else 0.0
+        if plan.has("delay"):
+            net.slow_s = self.rng.uniform(0.05, 0.4)
+            for pair in self._pairs():
+                if self.rng.random() < 0.5:
+                    net.links[pair] = "slow"
+
+    def _lie(self) -> None:
+        """Start-up needs everybody (`register` tolerates nobody), so lies begin after the first round."""
+        if self.judge.settled:
+            self.consensus.lies = frozenset(one for one in self.plan.faults if one in LIES)
+            self.judge.may_linger = "mempool flood" in self.consensus.lies
+
+    def _pairs(self) -> list[tuple[int, int]]:
+        n = self.plan.agents
+        return [(a, b) for a in range(n) for b in range(n) if a != b]
+
+    async def _crash(self, fault: str) -> None:
+        peer = self._pick()
+        self.consensus.crash(peer, "killed")
+        self._later(self.rng.uniform(0.05, 6), lambda: self.consensus.revive(peer))
+
+    async def _crash_in_handler(self, fault: str) -> None:
+        peer = self._pick()
+        peer.armed = self.rng.choice(CRASH_POINTS)
+        self._note(f"agent {peer.index} will die at {peer.armed}")
+        self._later(self.rng.uniform(1, 6), lambda: self._revive_dead(peer))
+
+    async def _torn_write(self, fault: str) -> None:
+        peer = self._pick()
+        self.consensus.crash(peer, "power cut")
+        peer.disk.lose(self.rng.randint(1, 3))
+        self._later(self.rng.uniform(0.05, 4), lambda: self.consensus.revive(peer))
+
+    async def _truncated_log(self, fault: str) -> None:
+        peer = self._pick()
+        self.consensus.crash(peer, "its data is lost")
+        keep = self.rng.choice((0, max(0, peer.height - self.rng.randint(1, 20))))
+        peer.blocks, peer.is_wiped = peer.blocks[:keep], True
+        peer.commit, peer.locked = {}, None
+        peer.disk.wipe()
+        self._later(self.rng.uniform(0.05, 4), lambda: self.consensus.revive(peer))
+
+    async def _bit_flip(self, fault: str) -> None:
+        peer = self._pick()
+        self.consensus.crash(peer, "a bit of its state turns over")
+        if peer.disk.saved:
+            before = peer.disk.saved
+            peer.disk.flip(self.rng.randrange(8 * len(before)))
+            peer.is_wiped = True
+            self._check_damage(peer, before)
+        self._later(self.rng.uniform(0.05, 4), lambda: self.consensus.revive(peer))
+
+    def _check_damage(self, peer: Peer, before: bytes) -> None:
+        """A state that was damaged is refused, or means the same in spite of it."""
+        service = self.subject.service
+        try:
+            read = Replica.decode(service, peer.disk.saved or b"")
+        except ConfigError:
+            self.judge.require("damage is found", True)
+            return
+        except Exception as error:  # anything but ConfigError is the finding
+            self.judge.require("damage is found", False, f"a damaged state makes the start fail with {error!r}")
+            return
+        self.judge.require("damage is found", read == Replica.decode(service, before), "a damaged state is believed")
+
+    async def _full_disk(self, fault: str) -> None:
+        peer = self._pick()
+        peer.disk.is_full = True
+        self._note(f"agent {peer.index}'s disk is full")
+        self._later(self.rng.uniform(0.5, 4), lambda: self._make_room(peer))
+
+    async def _make_room(self, peer: Peer) -> None:
+        peer.disk.is_full = False
+        await self.consensus.revive(peer)
+
+    async def _revive_dead(self, peer: Peer) -> None:
+        peer.armed = ""
+        await self.consensus.revive(peer)
+
+    async def _clock(self, fault: str) -> None:
+        peer = self._pick()
+        peer.offset_s, peer.drift = self.rng.uniform(-20, 20), self.rng.uniform(-0.05, 0.05)
+        self._note(f"agent {peer.index}'s clock is off by {peer.offset_s:.1f} s and {peer.drift:.1%}")
+
+    async def _one_way(self, fault: str) -> None:
+        deaf = self._pick()
+        is_deaf = self.rng.random() < 0.5
+        pairs = [pair for pair in self._pairs() if pair[1 if is_deaf else 0] == deaf.index]
+        self._note(f"agent {deaf.index} {'hears nobody' if is_deaf else 'is heard by nobody'}")
+        self._cut(pairs, self.rng.uniform(0.2, 3))
+
+    async def _partition(self, fault: str) -> None:
+        side = {i for i in range(self.plan.agents) if self.rng.random() < 0.5}
+        self._note(f"{sorted(side)} and the others do not hear each other")
+        self._cut([(a, b) for a, b in self._pairs() if (a in side) != (b in side)], self.rng.uniform(0.2, 3))
+
+    async def _clog(self, fault: str) -> None:
+        pairs = [pair for pair in self._pairs() if self.rng.random() < 0.4]
+        self._note(f"{len(pairs)} links clog one by one")
+        for delay, pair in enumerate(pairs):
+            self._later(0.1 * delay, functools.partial(self._cut_for, [pair], self.rng.uniform(0.3, 3)))
+
+    def _cut(self, pairs: list[tuple[int, int]], seconds: float) -> None:
+        self.consensus.links.update(dict.fromkeys(pairs, "cut"))
+        self._later(seconds, lambda: self._mend(pairs))
+
+    async def _cut_for(self, pairs: list[tuple[int, int]], seconds: float) -> None:
+        self._cut(pairs, seconds)
+
+    async def _mend(self, pairs: list[tuple[int, int]]) -> None:
+        for pair in pairs:
+            self.consensus.links.pop(pair, None)
+
+    async def _flood(self, fault: str) -> None:
+        for liar in self.plan.liars:
+            if self.judge.settled:
+                await self.consensus.flood(self.consensus.peers[liar])
+
+    async def _rolling(self, fault: str) -> None:
+        self._note("the agents are restarted one after the other")
+        for peer in self.consensus.peers:
+            self.consensus.crash(peer, "upgrade")
+            await asyncio.sleep(self.rng.uniform(0.05, 0.4))
+            await self.consensus.revive(peer)
+
+    async def _abroad(self, fault: str) -> None:
+        if fault in self.world.faults:
+            self.world.disturb(fault)
+
+    def _pick(self) -> Peer:
+        return self.rng.choice(self.consensus.peers)
+
+    def _later(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+        async def wait() -> None:
+            await asyncio.sleep(seconds)
+            await work()
+
+        self.consensus.spawn(wait())
+
+    # ---- the second phase
+
+    async def _heal(self) -> None:
+        net = self.consensus
+        net.loss = net.twice = net.disorder = net.slow_s = 0.0
+        net.links.clear()
+        self._note("everything heals")
+        for peer in net.peers:
+            peer.offset_s, peer.drift, peer.armed, peer.disk.is_full = 0.0, 0.0, "", False
+        self.world.heal()
+        for peer in net.peers:
+            await net.revive(peer)
+        self.judge.heal()
+
+    async def _recover(self) -> None:
+        """Until the laps are done."""
+        net, judge = self.consensus, self.judge
+        aim = judge.witness.period.state.period + self.plan.laps
+        limit = net.now_s + _HEALTHY_LIMIT_S
+        while judge.witness.period.state.period < aim and not judge.witness.period.is_final:
+            for peer in net.peers:  # what heals late: a restart that the first phase had planned
+                peer.armed = ""
+                if not peer.is_up:
+                    await net.revive(peer)
+            net.links.clear()
+            await asyncio.sleep(0.5)
+            self._lie()
+            if net.now_s > limit:
+                judge.require("periods go on", False, f"no period ended within {_HEALTHY_LIMIT_S:.0f} s")
+                return
+        judge.require("periods go on", True)
+
+    # ---- parts
+
+    def _spawn(self, peer: Peer) -> Process:
+        return Process(
+            service=self.subject.service,
+            n=self.plan.agents,
+            index=peer.index,
+            life=peer.lives,
+            disk=peer.disk,
+            world=self.world,
+            judge=self.judge,
+            wall_s=lambda: self.consensus.wall_s(peer),
+            at=lambda point: self.consensus.at(peer, point),
+            lies=self.lies_rng if peer.is_liar and "lying payload" in self.plan.faults else None,
+            may_lie=lambda: "lying payload" in self.consensus.lies,
+        )
+
+    def _note(self, line: str) -> None:
+        text = f"{asyncio.get_running_loop().time():8.3f} s  {line}"
+        self.story.append(text)
+        self.trace.update(text.encode() + b"\n")
+
+    def _add_to_trace(self, kind: str, what: Any) -> None:
+        self.trace.update(f"{asyncio.get_running_loop().time():.9f} {kind} {what!r}\n".encode())
+
+    def _report(self) -> Report:
+        judge = self.judge
+        period: Period = judge.witness.period
+        for one in judge.violations:
+            self.story.append(f"{one.time_s:8.3f} s  BROKEN: {one.invariant}: {one.message}")
+        self.trace.update(judge.witness.app_hash + repr(judge.violations).encode())
+        return Report(
+            plan=self.plan,
+            violations=tuple(judge.violations),
+            trace=self.trace.hexdigest(),
+            periods=period.state.period,
+            rounds=period.sequence - 1,
+            blocks=len(judge.hashes),
+            virtual_s=asyncio.get_running_loop().time(),
+            story=tuple(self.story[:3] + self.story[3:][-_STORY_LINES:]),
+            checks=dict(sorted(judge.checks.items())),
+        )
+
+
+_SUDDEN = {
+    "crash": "_crash",
+    "crash in a handler": "_crash_in_handler",
+    "torn write": "_torn_write",
+    "truncated log": "_truncated_log",
+    "bit flip": "_bit_flip",
+    "full disk": "_full_disk",
+    "clock": "_clock",
+    "one-way partition": "_one_way",
+    "partition": "_partition",
+    "staggered clog": "_clog",
+    "mempool flood": "_flood",
+    "rolling upgrade": "_rolling",
+    **dict.fromkeys(ABROAD, "_abroad"),
+}
