@@ -22,7 +22,7 @@ from quorate.units import Address
 
 __all__ = ["Period", "Settled"]
 
-_Rest = tuple[int, int, str, tuple[tuple[str, str], ...], tuple[tuple[str, str], ...], tuple[str, ...]]
+_Rest = tuple[int, int, str, tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]
 _ASK = b"!"  # no JSON begins so: a request to interrupt is never mistaken for a payload
 
 
@@ -145,8 +145,9 @@ class Period:
     @cached_property
     def _encoded(self) -> bytes:
         head = _encode_texts(self.service.name, self.service.spec_hash, self.round.name, *self.members)
-        rest = (self.sequence, self.clock_ms, self.origin, self.asks, self.interrupted, self.votes.senders())
-        return b"\n".join((head, self.state.encoding, codec.encode(rest), *self.votes.encodings))
+        rest = codec.encode((self.sequence, self.clock_ms, self.origin, self.asks, self.interrupted))
+        senders = _encode_texts(*self.votes.senders())
+        return b"\n".join((head, self.state.encoding, rest, senders, *self.votes.encodings))
 
     def encode(self) -> bytes:
         """All of it as lines of canonical JSON, for durable storage."""
@@ -160,7 +161,7 @@ class Period:
     def decode(service: Service, data: bytes) -> Period:
         """The period whose encoding is `data`; `ConfigError` if another service or version of it wrote that."""
         try:
-            head, state, rest, *payloads = data.split(b"\n")
+            head, state, rest, senders, *payloads = data.split(b"\n")
             name, spec_hash, round_name, *members = codec.decode(tuple[str, ...], head)
             if (name, spec_hash) != (service.name, service.spec_hash):
                 raise ConfigError(
@@ -170,14 +171,13 @@ class Period:
                 )
             if (round := service.rounds.get(round_name)) is None:
                 raise PeerError(f"{round_name} is none of its rounds")
-            sequence, clock_ms, origin, asks, interrupted, senders = codec.decode(_Rest, rest)
+            sequence, clock_ms, origin, asks, interrupted = codec.decode(_Rest, rest)
             agreed = codec.decode(service.state, state)
             sent = [codec.decode(round.payload, payload) for payload in payloads]
-            votes = Votes.of(zip(senders, sent, strict=True), n=len(members))
+            votes = Votes.of(zip(codec.decode(tuple[str, ...], senders), sent, strict=True), n=len(members))
         except (PeerError, ValueError) as error:  # no peer: our own disk; or too few lines or texts
             raise ConfigError(f"the stored state of {service.name} is damaged: {error}") from error
-        place = (sequence, votes, clock_ms, origin, asks, interrupted)
-        return Period(service, tuple(members), round, agreed, *place)
+        return Period(service, tuple(members), round, agreed, sequence, votes, clock_ms, origin, asks, interrupted)
 
     def _with(self, **changes: Any) -> Period:
         """As `dataclasses.replace`, several times as fast: payloads are what this machine does most."""

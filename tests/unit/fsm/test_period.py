@@ -232,6 +232,8 @@ def test_another_services_or_versions_state_is_refused() -> None:
         (b'"seen":0', b'"seen":"x"'),
         (b"\n[1,0", b"\n[null,0"),
         (b"LookRound", b"LossRound"),
+        (b'["A"]', b"[]"),
+        (b'["A"]', b""),
         (b"{", b""),
     ],
 )
