@@ -1,8 +1,7 @@
-"""`new NAME`: what it writes runs as it is, and it never writes over anything."""
+"""`new NAME`: what it writes runs as it is (its own tests: see tests/docs), and it never writes over anything."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,16 +16,11 @@ from quorate.loader import load_service, load_settings
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_new_service_loads_passes_its_own_tests_and_is_clean(tmp_path: Path) -> None:
+def test_a_new_service_loads_and_is_clean(tmp_path: Path) -> None:
     folder = create(tmp_path, "price_feed")
     service = load_service(folder)
     assert service.name == "price_feed"
     assert load_settings(service, folder).agents == 4
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{tmp_path}"}
-    arguments = ["-q", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), f"--rootdir={tmp_path}"]
-    command = [sys.executable, "-P", "-m", "pytest", *arguments, str(folder)]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert "3 passed" in done.stdout, done.stdout + done.stderr
     ruff = [sys.executable, "-P", "-m", "ruff", "check", "--config", str(ROOT / "pyproject.toml"), str(folder)]
     done = subprocess.run(ruff, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
