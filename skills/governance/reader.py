@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from quorate.units import Address, Hash
 
 from .words import one_line
 
-__all__ = ["NO_SUMMARY", "Summary", "read_aloud"]
+__all__ = ["NO_SUMMARY", "Summary", "read_aloud", "receipt_file"]
 
 _LONGEST = 160
 _SCHEMA: dict[str, Any] = {
@@ -51,9 +52,11 @@ class Summary:
     ms: int
     refused: tuple[tuple[Address, str], ...]
     """The operators before this one whose answers did not count, each with the reason."""
+    receipt_file: bytes
+    """The receipt and its signature, to be kept as evidence."""
 
 
-NO_SUMMARY = Summary("", "", Address(""), None, None, 0, ())
+NO_SUMMARY = Summary("", "", Address(""), None, None, 0, (), b"")
 
 
 async def read_aloud(client: ModelClient, model: str, description: str) -> Summary:
@@ -71,7 +74,14 @@ async def read_aloud(client: ModelClient, model: str, description: str) -> Summa
         digest=Hash("0x" + keccak(text=text).hex()),
         ms=round(1000 * (time.monotonic() - began)),
         refused=tuple((Address(one["operator"]), one["reason"]) for one in about["refused"]),
+        receipt_file=receipt_file(about["receipt"], bytes.fromhex(about["receipt_signature"][2:])),
     )
+
+
+def receipt_file(receipt: Mapping[str, Any], signature: bytes) -> bytes:
+    """What proves later who gave an answer: the receipt's fields and the operator's signature, as canonical JSON."""
+    signed = {"receipt": dict(receipt), "signature": "0x" + signature.hex()}
+    return (json.dumps(signed, sort_keys=True, indent=1) + "\n").encode()
 
 
 def _messages(text: str) -> list[BaseMessage]:

@@ -29,7 +29,7 @@ from quorate.units import Address, Bps, Hash
 from .judgement import Choice, Judgement, Reading, choose, nearness, weights
 from .policy import Policy, rule_on
 from .rationale import build_rationale, hash_rationale, write_reason
-from .reader import NO_SUMMARY, Summary, read_aloud
+from .reader import NO_SUMMARY, Summary, read_aloud, receipt_file
 from .words import one_line
 
 __all__ = ["Delegation", "Draft", "draft", "judge", "read", "transitions", "watch"]
@@ -241,7 +241,9 @@ async def _measure(ctx: DelegateContext, reading: Reading, weight_bps: int) -> _
         receipt_ok=True,
         weight_bps=weight_bps,
     )
-    return _Measured(welcome, forbidden, embedding.operator, Hash("0x" + embedding.receipt.digest().hex()))
+    digest = Hash("0x" + embedding.receipt.digest().hex())
+    ctx.keep(f"receipt-{digest}.json", receipt_file(embedding.receipt.as_json(), embedding.signature))
+    return _Measured(welcome, forbidden, embedding.operator, digest)
 
 
 async def _summarise(ctx: DelegateContext, state: Delegation) -> Summary:
@@ -264,6 +266,7 @@ async def _summarise(ctx: DelegateContext, state: Delegation) -> Summary:
         weight_bps=0,
     )
     ctx.keep(f"summary-{summary.digest}.txt", summary.text.encode())
+    ctx.keep(f"receipt-{summary.receipt}.json", summary.receipt_file)
     return summary
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from quorate.model import Receipt, SignedReceipt
 from quorate.signatures import keccak
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
@@ -45,6 +46,13 @@ def test_the_demo_votes_and_enacts_can_be_looked_at_and_leaves_nothing() -> None
         assert len(judgements) >= 3
         assert {one["operator"] for one in judgements.values()} <= set(told["operators"])
         assert json.loads(rationale)["weights_bps"]["language model"] == 0
+
+        evidence = Path(told["logs"]) / "evidence"
+        for judgement in judgements.values():  # each receipt was kept, and is signed by the operator that is named
+            kept = json.loads(next(evidence.glob(f"*/receipt-{judgement['receipt']}.json")).read_text())
+            signed = SignedReceipt(Receipt(**kept["receipt"]), bytes.fromhex(kept["signature"][2:]))
+            assert signed.signer == judgement["operator"] == signed.receipt.operator
+            assert "0x" + signed.receipt.digest().hex() == judgement["receipt"]
 
         receipt = _ask(told["chain_url"], "eth_getTransactionReceipt", told["vote_tx"])  # --keep: the chain answers
         assert (int(receipt["status"], 16), int(receipt["gasUsed"], 16)) == (1, told["vote_gas"])
