@@ -197,6 +197,9 @@ class Node:
         assert (address, function) == (SAFE, "nonce")
         return self._block(block).safe_nonce
 
+    async def balance(self, address: Address, at: Any = "latest") -> Wei:
+        return Wei(0)
+
     async def code(self, address: Address, at: Any = "latest") -> bytes:
         return _runtime("MultiSendCallOnly") if address == MULTI_SEND else b""
 

@@ -21,7 +21,7 @@ from quorate.chain.abi import Abi
 from quorate.chain.client import At, Chain, Receipt
 from quorate.chain.revert import CallReverted
 from quorate.chain.wallet import Wallet
-from quorate.errors import ChainError
+from quorate.errors import ChainError, Reverted
 from quorate.signatures import keccak, recover, typed_digest
 from quorate.units import Address, Call, Hash, Wei
 
@@ -189,14 +189,14 @@ class Safe:
         return transaction.execution(self.address, signatures)
 
     async def simulate(self, calls: Call | Sequence[Call], *, block: At = "latest") -> None:
-        """Returns if the Safe could make these calls, in this order, at the end of `block`; else raises CallReverted
-        with the called contract's own reason.
+        """Returns if the Safe could make these calls, in this order, at the end of `block`; else raises Reverted
+        (CallReverted with the called contract's own reason, where one refused).
 
         A batch is run by the Safe's own `simulateAndRevert`: exactly the delegatecall that executing it would make.
         """
         batch = (calls,) if isinstance(calls, Call) else tuple(calls)
         if len(batch) == 1:
-            await self.chain.simulate(batch[0], self.address, block=block)
+            await self._simulate_one(batch[0], block)
         elif batch:
             await self._simulate_batch(batch, block)
 
@@ -235,6 +235,11 @@ class Safe:
                 return _execution(log.arguments["txHash"], receipt, event == "ExecutionSuccess")
         return None
 
+    async def _simulate_one(self, call: Call, block: At) -> None:
+        if call.value and (balance := await self.chain.balance(self.address, block)) < call.value:
+            raise Reverted(f"the call of {call.to} carries {call.value} wei; the Safe {self.address} has {balance}")
+        await self.chain.simulate(call, self.address, block=block)
+
     async def _simulate_batch(self, batch: tuple[Call, ...], block: At) -> None:
         if await self.chain.code(MULTI_SEND, block) != _runtime("MultiSendCallOnly"):
             raise ChainError(  # a delegatecall to nothing succeeds, and does nothing
@@ -251,10 +256,10 @@ class Safe:
                 return
         for number, call in enumerate(batch, 1):  # MultiSend gives no reason; a call that fails alone has one
             try:
-                await self.chain.simulate(call, self.address, block=block)
-            except CallReverted as error:
-                raise CallReverted(f"call {number} of {len(batch)} by the Safe {self.address}", error.data) from error
-        raise CallReverted(f"a batch of {len(batch)} calls by the Safe {self.address} (each alone would succeed)")
+                await self._simulate_one(call, block)
+            except Reverted as error:
+                raise Reverted(f"call {number} of {len(batch)}: {error.message}") from error
+        raise Reverted(f"the {len(batch)} calls by the Safe {self.address} fail together; each alone would succeed")
 
 
 def compute_create2(deployer: Address, salt: bytes, creation: bytes) -> Address:

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from quorate.chain import CallReverted, Chain, Execution, Fees, NonceTooLow, Safe, SafeTransaction
-from quorate.errors import ChainError, Underpriced
+from quorate.chain import Chain, Execution, Fees, NonceTooLow, Safe, SafeTransaction
+from quorate.errors import ChainError, Reverted, Underpriced
 from quorate.rounds.settle import Intent, SafeSignature, Settlement
 from quorate.signatures import keccak
 from quorate.units import Address, Call, Hash, Wei
@@ -72,6 +72,7 @@ class SafeSettler:
         self._sent: list[_Sent] = []
         self._succeeds: tuple[Intent, int] | None = None
         self._ready: tuple[Intent, Mapping[Address, SafeSignature], Call] | None = None
+        self._refused: tuple[int, Fees] | None = None
         self._told: set[Hash] = set()
         self._said = ""
         self._span = REORG_BLOCKS
@@ -93,7 +94,7 @@ class SafeSettler:
             return True
         try:
             await self._safe.simulate(intent.calls, block="latest" if block is None else block)
-        except CallReverted as error:
+        except Reverted as error:
             self._journal.waiting("calls that would succeed", error)
             return False
         self._succeeds = None if block is None else (intent, block)
@@ -167,11 +168,14 @@ class SafeSettler:
         fees = await self._current_fees()
         if waiting is not None:
             fees = _higher(fees, waiting.fees.bumped(self._ceiling))
+        if self._refused is not None and self._refused[0] == nonce:
+            fees = _higher(fees, self._refused[1].bumped(self._ceiling))
         for _ in range(_TRIES):
             try:
                 await self._send(intent, nonce, gas, fees)
                 return
             except Underpriced:  # something of ours waits at this nonce that we have forgotten
+                self._refused = (nonce, fees)
                 fees = fees.bumped(self._ceiling)
         raise Underpriced(f"a fee of {fees.maximum} wei does not replace what waits at nonce {nonce}")
 
