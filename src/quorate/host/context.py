@@ -16,6 +16,7 @@ from quorate.units import Address
 
 from .journal import Journal
 from .settler import SafeSettler
+from .vault import FileVault
 
 __all__ = ["ActContext", "Equipment"]
 
@@ -69,6 +70,12 @@ class ActContext:
     def settler(self) -> SafeSettler:
         """The way to the Safe; `ConfigError` where this agent was given none."""
         return _given(self._equipment.settler, "a Safe")
+
+    @property
+    def vault(self) -> FileVault:
+        """Where this agent keeps what it will reveal (`quorate.rounds.sealed`): beside its evidence, never in it."""
+        evidence = self._equipment.evidence
+        return FileVault(evidence.with_name(f"{evidence.name}-vault"))
 
     def emit(self, kind: str, **fields: Any) -> None:
         """Tell whoever watches this agent what happened."""
