@@ -125,7 +125,7 @@ async def watch(ctx: DelegateContext, state: Delegation) -> int:
         await ctx.sleep(ctx.config.poll_ms / 1000)
 
 
-@agree(same("reading"), timeout_s=30)
+@agree(same("reading"), timeout_s=30, needs=("proposal",))
 async def read(ctx: DelegateContext, state: Delegation) -> Reading:
     """Read the proposal from the chain, decode its actions and let the policy's code rule on them."""
     proposal = await _governor(ctx).proposal(state.proposal, ctx.config.from_block)
@@ -143,7 +143,9 @@ async def read(ctx: DelegateContext, state: Delegation) -> Reading:
 
 
 @agree(
-    choice("support", ("FOR", "AGAINST", "ABSTAIN"), otherwise="ABSTAIN", by="choice", keep="judgements"), timeout_s=180
+    choice("support", ("FOR", "AGAINST", "ABSTAIN"), otherwise="ABSTAIN", by="choice", keep="judgements"),
+    timeout_s=180,
+    needs=("proposal", "reading"),
 )
 async def judge(ctx: DelegateContext, state: Delegation) -> Judgement:
     """Ask staked operators, and choose: code's ruling first, then the purpose's nearness to the policy's sentences.
@@ -178,7 +180,12 @@ def keep_draft(state: Delegation, votes: Votes[Draft]) -> Outcome[Literal["DONE"
     return Outcome("DONE", settle.with_intent(noted, _at_block(drafted, block).intent))
 
 
-@agree(keep_draft, timeout_s=30)
+@agree(
+    keep_draft,
+    timeout_s=30,
+    needs=("proposal", "reading", "judgements"),
+    sets={"DONE": ("rationale", "reason", "intent")},
+)
 async def draft(ctx: DelegateContext, state: Delegation) -> Draft:
     """Write the rationale from agreed state, and the call that casts the vote with its hash."""
     reading = _reading_of(state)

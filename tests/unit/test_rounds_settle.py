@@ -8,8 +8,9 @@ from eth_account import Account
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quorate.fsm import Service, Votes
-from quorate.rounds import pause
+from quorate.errors import ServiceError
+from quorate.fsm import Service, Votes, agree
+from quorate.rounds import pause, register, same
 from quorate.rounds.settle import (
     MAX_UNSETTLED,
     REFUSED,
@@ -325,21 +326,26 @@ async def test_what_was_mined_meanwhile_is_not_cancelled(mined: bool, succeeds: 
     assert await review.act(Ctx(settler), SENDING) is answer
 
 
+@agree(same("intent"))
+async def order(ctx: Any, state: Settling) -> Intent:
+    return INTENT
+
+
+BEHIND: dict[Any, Any] = {**transitions, (confirm, "DONE"): pause, (confirm, "FAILED"): pause}
+
+
 def test_a_service_joins_the_table_and_says_what_is_before_and_behind_it() -> None:
-    service = Service(
-        "payer",
-        state=Settling,
-        start=sign,
-        transitions={
-            **transitions,
-            (confirm, "DONE"): pause,
-            (confirm, "FAILED"): pause,
-            (pause, "DONE"): sign,
-        },
-        otherwise=pause,
-    )
+    edges = {**BEHIND, (register, "DONE"): order, (order, "DONE"): sign, (pause, "DONE"): order}
+    register_again = {(register, "ROUND_TIMEOUT"): register}
+    service = Service("payer", state=Settling, start=register, transitions={**edges, **register_again}, otherwise=pause)
     assert service.next(send, "STUCK") is review
     assert service.next(sign, "NO_MAJORITY") is pause
+
+
+def test_a_service_that_never_agrees_on_an_intent_is_an_error_at_import() -> None:
+    edges = {**BEHIND, (register, "DONE"): sign, (register, "ROUND_TIMEOUT"): register, (pause, "DONE"): sign}
+    with pytest.raises(ServiceError, match=r"needs the field 'intent', which no round sets on the way .*SignRound"):
+        Service("payer", state=Settling, start=register, transitions=edges, otherwise=pause)
 
 
 def test_two_rounds_lie_between_an_agreed_intent_and_its_sending() -> None:

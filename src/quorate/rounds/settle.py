@@ -195,7 +195,7 @@ def keep_signatures(state: S, votes: Votes[SafeSignature]) -> Outcome[Literal["D
     return Outcome("NO_MAJORITY", state) if best + votes.n - len(votes) < votes.quorum else None
 
 
-@agree(keep_signatures, timeout_s=30)
+@agree(keep_signatures, timeout_s=30, needs=("participants", "intent"), sets={"DONE": ("keeper", "signatures")})
 async def sign(ctx: SettleContext, state: Any) -> SafeSignature:
     """Sign the agreed intent's Safe transaction, if its calls succeed at the agreed block.
 
@@ -230,7 +230,7 @@ def rotate_keeper(state: S, votes: Votes[Hash]) -> Outcome[Literal["ROTATE", "ST
     return Outcome("ROTATE", replace(state, keeper=after, silences=silences))
 
 
-@agree(with_deadline(see_it_mined, rotate_keeper), timeout_s=12)
+@agree(with_deadline(see_it_mined, rotate_keeper), timeout_s=12, needs=("intent", "keeper", "signatures"))
 async def send(ctx: SettleContext, state: Any) -> Hash:
     """The keeper sends; everybody says by which transaction the nonce was used up, as soon as it is in any block."""
     pause_s = _FIRST_PAUSE_S
@@ -261,7 +261,7 @@ def keep_settlement(
     return Outcome("NO_MAJORITY", state) if votes.split() else None
 
 
-@agree(keep_settlement, timeout_s=60)
+@agree(keep_settlement, timeout_s=60, needs=("intent", "signatures"))
 async def confirm(ctx: SettleContext, state: Any) -> Settlement | None:
     """Wait until what used up the nonce is as deep as configured, and report it; None as soon as it has vanished."""
     pause_s = _FIRST_PAUSE_S
@@ -283,7 +283,7 @@ def keep_review(state: S, votes: Votes[bool]) -> Outcome[Literal["AGAIN", "CANCE
     return Outcome("AGAIN", state) if votes.split() else None
 
 
-@agree(keep_review, timeout_s=30)
+@agree(keep_review, timeout_s=30, needs=("intent",))
 async def review(ctx: SettleContext, state: Any) -> bool:
     """After every keeper has tried in vain: could the calls still succeed, or were they made meanwhile?"""
     intent = _intent_of(state)
