@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -60,10 +61,15 @@ def load_subject(folder: Path) -> Subject:
     file = folder / "simulation.py"
     if not file.is_file():
         return Subject(service, load_settings(service, folder).config)
-    scope: dict[str, Any] = {"__name__": f"services.{folder.name}.simulation", "__file__": str(file)}
-    exec(compile(file.read_text(), str(file), "exec"), scope)  # noqa: S102  # the service's own code, as service.py is
-    world: type[World] = scope["SimulatedWorld"]
-    return Subject(service, scope["config"](), world, scope.get("AGENTS"))
+    name = f"services.{folder.resolve().name}.simulation"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise QuorateError(f"Python cannot import {file}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # before it runs: dataclasses look their module up
+    spec.loader.exec_module(module)
+    world: type[World] = module.SimulatedWorld
+    return Subject(service, module.config(), world, getattr(module, "AGENTS", None))
 
 
 def run_campaign(

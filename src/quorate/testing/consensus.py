@@ -365,17 +365,19 @@ class Consensus:
         candidates = sorted(set(proposals.values()), key=lambda block: block.hash)
         precommits: dict[int, Decided] = {}
         for peer in (one for one in up if one.is_up and not one.is_liar):
-            for block in candidates:
+            mine = proposals[peer.index]
+            for block in sorted(candidates, key=lambda one: one != mine):
                 backers = [self.peers[i] for i, b in prevotes.items() if b == block] + liars
                 if self._has_quorum(powers, [one for one in backers if self.reaches(one, peer)]):
                     peer.locked = precommits[peer.index] = block
+                    break
         votes: dict[tuple[int, bytes], _Vote] = {}
         await self._all(self._extend(self.peers[i], block, votes) for i, block in precommits.items())
         for liar in liars:
             for block in candidates:
                 await self._extend_falsely(liar, block, votes)
         await self._latency()
-        return await self._tally(up, candidates, votes, powers)
+        return await self._tally(up, proposals, votes, powers)
 
     async def _extend(self, peer: Peer, block: Decided, votes: dict[tuple[int, bytes], _Vote]) -> None:
         try:
@@ -386,12 +388,18 @@ class Consensus:
         votes[peer.index, block.hash] = _Vote(answer.vote_extension, time_ms)
 
     async def _tally(
-        self, up: list[Peer], candidates: list[Decided], votes: dict[tuple[int, bytes], _Vote], powers: dict[int, int]
+        self,
+        up: list[Peer],
+        proposals: dict[int, Decided],
+        votes: dict[tuple[int, bytes], _Vote],
+        powers: dict[int, int],
     ) -> list[tuple[Peer, Decided, dict[int, _Vote]]]:
         decisions = []
+        candidates = sorted(set(proposals.values()), key=lambda block: block.hash)
         refused = await self._verify_all(up, votes)
         for peer in (one for one in up if one.is_up):
-            for block in candidates:
+            mine = proposals[peer.index]
+            for block in sorted(candidates, key=lambda one: one != mine):
                 cast = {i: vote for (i, block_hash), vote in votes.items() if block_hash == block.hash}
                 got = {
                     i: vote
@@ -595,7 +603,11 @@ class Consensus:
     def _twist(self, liar: Peer, height: int, txs: tuple[bytes, ...]) -> list[Decided]:
         """What a lying proposer sends in place of its application's proposal; nothing where it is honest today."""
         if "equivocating proposer" in self.lies:
-            return [self._block(liar, height, txs), self._block(liar, height, self._junk(liar, txs))]
+            one = self._block(liar, height, txs)
+            if self.rng.random() < 0.5:
+                return [one, self._block(liar, height, self._junk(liar, txs))]
+            seen = tuple(there and index != liar.index for index, there in enumerate(one.present))
+            return [one, replace(one, txs=(), present=seen)]  # both are sound; only one may be decided
         if "garbage proposal" in self.lies and self.rng.random() < 0.7:
             return [self._block(liar, height, self._junk(liar, txs))]
         if "omission" in self.lies:

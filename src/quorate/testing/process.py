@@ -165,7 +165,8 @@ class Process:
             evidence=Path("nowhere"),
             chain=chain,
             model=world.model(self.key.address),
-            settler=SafeSettler(chain, world.safe, signer, journal) if chain and world.safe else None,
+            settler=world.settler(self.key.address, signer)
+            or (SafeSettler(chain, world.safe, signer, journal) if chain and world.safe else None),
         )
         self.runner = Runner(
             chain_id=CHAIN_ID,

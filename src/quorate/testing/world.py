@@ -1,7 +1,8 @@
 """What a service's agents act on outside of their own chain: `World`. Here it is empty; a service brings its own.
 
-A folder services/NAME may hold simulation.py with ``def make_world(setting: Setting) -> World``; `./quorate simulate`
-uses it. Without one, acts see the settings of service.yaml and nothing else.
+A folder services/NAME may hold simulation.py with a class `SimulatedWorld` (a `World`), a function `config()` that
+gives the settings, and the number `AGENTS`; `./quorate simulate` uses it. Without one, acts see the settings of
+service.yaml and nothing else.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from quorate.chain import Chain
 from quorate.fsm import Period
 from quorate.host.decision_maker import Limits
+from quorate.host.signer import Signer
 from quorate.model import ModelClient
 from quorate.units import Address
 
@@ -55,6 +57,10 @@ class World:
 
     def model(self, me: Address) -> ModelClient | None:
         """This agent's way to the operators."""
+        return None
+
+    def settler(self, me: Address, signer: Signer) -> Any:
+        """This agent's way to the Safe (`quorate.rounds.settle.Settler`); the host's own where `safe` is told."""
         return None
 
     async def live(self) -> None:
