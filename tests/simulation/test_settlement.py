@@ -430,6 +430,23 @@ def test_a_payment_that_can_no_longer_succeed_is_cancelled_at_its_own_nonce() ->
     assert world.state.given_up
 
 
+def test_a_payment_whose_signatures_came_too_late_and_leaked_is_made_once() -> None:
+    world = World(3, payments=2, troubles=False)
+    world.withheld = 1.0
+    world.run(until=lambda: bool(world.leaks))
+    world.withheld = 0.0
+    _, leaked = world.leaks.pop()
+    world.run(until=lambda: world.round is send)
+    assert world.state.intent is not None
+    assert world.state.intent.calls != leaked.calls
+    assert world.state.intent.nonce == leaked.nonce
+    world.evm.publish(leaked, digest_of(leaked))
+    world.evm.mine()
+    world.run()
+    world.check()
+    assert ("ConfirmRound", "FAILED") in world.events  # the older one happened in place of the newer
+
+
 def test_one_account_has_one_transaction_in_flight_whatever_send_raw_says() -> None:
     for seed in range(12):
         world = World(seed, payments=3)
@@ -471,7 +488,6 @@ def _believe_one(state: Any, votes: Votes[Any]) -> Any:
 MOST_SEEDS = 60
 HOST = "quorate.host.settler.SafeSettler"
 MUTANTS: dict[str, tuple[str, Any]] = {
-    "older intents at the nonce are forgotten": ("tests.simulation.test_settlement.with_intent", _forget_unsettled),
     "an outcome counts before its depth": (f"{HOST}._deep", lambda self, head: head),
     "what was dropped is not sent again": (f"{HOST}._push", _push_once),
     "a new nonce for every try": (f"{HOST}._push", _push_blindly),
@@ -506,3 +522,9 @@ def test_what_fails_for_ever_and_is_never_cancelled_is_caught(monkeypatch: pytes
     monkeypatch.setitem(review.__dict__, "settle", _no_review)
     with pytest.raises(AssertionError, match="does not end"):
         test_a_payment_that_can_no_longer_succeed_is_cancelled_at_its_own_nonce()
+
+
+def test_a_service_that_forgets_older_intents_of_a_nonce_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.simulation.test_settlement.with_intent", _forget_unsettled)
+    with pytest.raises(AssertionError, match="paid twice"):
+        test_a_payment_whose_signatures_came_too_late_and_leaked_is_made_once()

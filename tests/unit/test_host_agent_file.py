@@ -75,6 +75,8 @@ def test_a_home_may_be_moved_because_its_own_paths_are_relative(tmp_path: Path) 
         ({"evm": {**asdict(AN_EVM), "safe": "0x12"}}, "evm.safe is '0x12'"),
         ({"evm": {**asdict(AN_EVM), "url": "ws://x"}}, "url is 'ws://x'"),
         ({"evm": {"chain_id": 1}}, "governor, .*, url is missing"),
+        ({"evm": {**asdict(AN_EVM), "confirmations": -1}}, "confirmations is -1; expected at least 0"),
+        ({"evm": {**asdict(AN_EVM), "max_fee_gwei": 0}}, "max_fee_gwei is 0; expected at least 1"),
         ({"evm": []}, r"evm is \[\]; expected a JSON object"),
         ({"config": []}, r"config is \[\]"),
     ],

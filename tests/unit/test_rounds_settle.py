@@ -213,7 +213,7 @@ async def test_a_keeper_that_finds_it_mined_does_not_send_again() -> None:
 async def test_the_chain_is_asked_less_and_less_often() -> None:
     ctx = Ctx(ScriptedSettler(mined_after=12))
     await send.act(ctx, SENDING)
-    assert ctx.slept[0] == 0.25
+    assert ctx.slept[0] == 0.1
     assert ctx.slept == sorted(ctx.slept)
     assert ctx.slept[-1] == 4
 

@@ -45,7 +45,7 @@ __all__ = [
 MAX_UNSETTLED = 8
 """So many different intents may wait at one nonce; beyond, only a cancel is proposed."""
 MAX_SILENCES = 100
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 4.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 4.0
 
 
 @dataclass(frozen=True)
