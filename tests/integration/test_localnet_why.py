@@ -14,6 +14,7 @@ import pytest
 from aiohttp.test_utils import TestServer
 
 from dao.demo import delegate_net
+from quorate.chain import Wallet
 from quorate.localnet.diagnosis import Diagnosis, diagnose
 from quorate.localnet.run_dir import RunDir
 from quorate.localnet.snapshot import look
@@ -44,7 +45,8 @@ async def test_why_names_a_dead_rpc_a_poor_agent_a_silent_operator_and_silent_mo
     tools = SimpleNamespace(
         cometbft=Path(os.environ["QUORATE_COMETBFT"]), anvil=Path(os.environ["QUORATE_ANVIL"]), model_python=None
     )
-    async with TestServer(ScriptedModel().application()) as server, stage(ROOT, "test", to_stderr=True) as on:
+    model = ScriptedModel()
+    async with TestServer(model.application()) as server, stage(ROOT, "test", to_stderr=True) as on:
         url = str(server.make_url("")).rstrip("/")
         served = tuple(
             ModelConfig(
@@ -58,7 +60,7 @@ async def test_why_names_a_dead_rpc_a_poor_agent_a_silent_operator_and_silent_mo
         # with an upstream, an operator needs no tools
         async with delegate_net(on, cast(Tools, tools), ROOT, models=(served, served), config={"pause_s": 1}) as net:
             await net.operators.wait_until_registered()
-            well = await said(on.run, lambda found: found.is_well)
+            well = await said(on.run, lambda found: found.is_well and found.round == "watch" and bool(found.findings))
             assert "waiting for a proposal" in well.verdict
 
             node, poor = net.dao.node, net.agents.files["agent-2"]
@@ -81,6 +83,15 @@ async def test_why_names_a_dead_rpc_a_poor_agent_a_silent_operator_and_silent_mo
             assert "is paused" in found.verdict
             os.kill(operator, signal.SIGCONT)
             await said(on.run, lambda found: found.is_well)
+
+            model.delay_s = 30
+            proposal = await net.dao.propose([net.dao.payment(Wallet.create().address, 1)], "# A grant\n\nFor a team.")
+            await net.dao.open_votes(proposal)
+            found = await said(on.run, lambda found: "model-silent" in kinds(found))
+            assert found.round == "judge"
+            assert "'s model all-minilm-l6-v2 for 2" in found.verdict
+            assert any("waits for an answer of operator-" in one.why for one in found.missing)
+            model.delay_s = 0
 
             await server.close()
             found = await said(

@@ -117,6 +117,19 @@ def test_one_silent_model_operator_weakens_and_all_of_them_stop_the_service() ->
     assert "does not run; its last words: error: no stake" in diagnose(look(operators=(dead, OPERATORS[1]))).verdict
 
 
+def test_a_model_that_gives_no_answer_is_named_with_its_operator_before_anybody_gives_up() -> None:
+    operator = dataclasses.replace(OPERATORS[0], account="0xAb")
+    asking = dataclasses.replace(AT_WORK, asking="0xAb", asking_model="talker", asking_t=NOW - 5)
+    soon = diagnose(look(agent(1, told=asking), operators=(operator,)))
+    assert soon.is_well
+    assert soon.missing[0].why == "waits for an answer of operator-1 (talker), for 5.0 s"
+    late = dataclasses.replace(asking, asking_t=NOW - 25)
+    found = diagnose(look(agent(1, told=late), agent(2, told=late), operators=(operator,)))
+    (finding,) = found.findings
+    assert (finding.kind, finding.who) == ("model-silent", ("agent-1", "agent-2"))
+    assert "no answer of operator-1's model talker for 25.0 s" in found.verdict
+
+
 def test_who_cannot_pay_for_gas_is_named_with_where_to_send_it() -> None:
     found = diagnose(look(*(agent(n, balance_wei=RICH) for n in (1, 2, 3)), agent(4, balance_wei=0), chain=CHAIN))
     (finding,) = found.findings
@@ -199,6 +212,9 @@ def test_events_tell_what_an_agent_does_in_its_latest_round_only() -> None:
     assert (last.sequence, last.round, last.opened_t, last.act_t, last.handed_in_t) == (2, "JudgeRound", 6, 7, None)
     assert last.settled_t == 6
     assert told([*events, at(8, "error", message="boom")]).error == "boom"
+    asked = [*events, at(8, "asking", operator="0xAb", model="talker")]
+    assert (told(asked).asking, told(asked).asking_t) == ("0xAb", 8)
+    assert told([*asked, at(9, "payload", sequence=2, round="JudgeRound", via="extension")]).asking == ""
     assert told([*events, at(8, "error", message="boom"), at(9, "ready")]) == Told(settled_t=6), "a new life"
 
 

@@ -154,7 +154,8 @@ class HostedAgent:
                     reprice_s=file.evm.reprice_s,
                 )
             if file.evm.registry is not None:
-                client = ModelClient(OperatorRegistry(chain, file.evm.registry), self._signer)
+                registry = OperatorRegistry(chain, file.evm.registry)
+                client = ModelClient(registry, self._signer, asking=self._journal.asking)
                 model = await self._resources.enter_async_context(client)
         return Equipment(
             me=file.me,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quorate.fsm import Period, Settled
+from quorate.units import Address
 
 __all__ = ["Journal"]
 
@@ -60,6 +61,10 @@ class Journal:
         self.emit(
             "settled", round=settled.round_name, event=settled.event, sequence=settled.sequence, height=height, ms=ms
         )
+
+    def asking(self, operator: Address, model: str) -> None:
+        """This agent asks an operator for an answer of a model."""
+        self.emit("asking", operator=operator, model=model)
 
     def waiting(self, what: str, why: object) -> None:
         """This agent cannot go on by itself; it tries again."""

@@ -21,6 +21,7 @@ Weight = Literal["stops", "weakens", "says"]
 
 _SAFE_GAS = 300_000  # of one Safe transaction with a vote in it, generously
 _SLOW_S = 10.0
+_LONG_ANSWER_S = 20.0  # a small language model on two cores takes up to 15
 _LONGEST_REASON = 600
 
 
@@ -220,9 +221,30 @@ def _acts(snapshot: Snapshot, part: Part) -> Iterator[Finding]:
         yield Finding("act-fails", tuple(who), weight, f"{_list(who)} cannot do {plain_round(part.round)}: {reason}")
     for hope, who in hopes.items():
         yield Finding("act-waits", tuple(who), "says", f"{_list(who)}: waiting for {hope}")
+    yield from _asking(snapshot, part)
     for agent in snapshot.answering:
         if agent.told.error:
             yield Finding("agent-error", (agent.name,), "weakens", f"{agent.name} says: {agent.told.error}")
+
+
+def _asking(snapshot: Snapshot, part: Part) -> Iterator[Finding]:
+    """Which models have been silent for long: their operators may be well otherwise."""
+    waiting: dict[tuple[str, str], list[AgentView]] = {}
+    for agent in snapshot.answering:
+        told = agent.told
+        is_late = told.asking_t is not None and snapshot.t - told.asking_t > _LONG_ANSWER_S
+        if told.asking and is_late and told.sequence == part.sequence and agent.address not in part.voted:
+            waiting.setdefault((snapshot.name_of(told.asking), told.asking_model), []).append(agent)
+    for (operator, model), agents in waiting.items():
+        who = tuple(agent.name for agent in agents)
+        longest = max(snapshot.t - agent.told.asking_t for agent in agents if agent.told.asking_t is not None)
+        yield Finding(
+            "model-silent",
+            who,
+            "weakens",
+            f"{_list(who)}: no answer of {operator}'s model {model} for {duration(1000 * longest)}",
+            "Nobody needs to do anything: when its time is over they ask the next operator.",
+        )
 
 
 def _rule(snapshot: Snapshot, part: Part) -> Iterator[Finding]:
@@ -260,6 +282,9 @@ def _why_missing(snapshot: Snapshot, agent: AgentView, part: Part) -> str:
         return f"tries again: {snapshot.name_all(told.reason)[:_LONGEST_REASON]}"
     if told.waiting_for:
         return f"waits for {told.waiting_for}"
+    if told.asking and told.asking_t is not None:
+        asked = f"{snapshot.name_of(told.asking)} ({told.asking_model})"
+        return f"waits for an answer of {asked}, for {duration(1000 * (now - told.asking_t))}"
     works = "rests" if part.round == "PauseRound" else "is at work"
     return f"{works}, for {duration(1000 * (now - told.act_t))}" if told.act_t else works
 

@@ -9,6 +9,7 @@ A line is one object: `t` (seconds since 1970), `who` ("agent-1"), `kind`, and t
 | act | round | the agent has begun its part of the round |
 | payload | round, via (extension, transaction), ms | the agent has handed in its part |
 | settled | round, event, sequence, height, ms | the round is over |
+| asking | operator, model | the agent asks this operator; what comes is told by `model` or `refused` |
 | model | model, operator, text, ms, receipt_ok, weight_bps | an operator has answered |
 | refused | operator, reason | an operator's answer was not counted |
 | signed | what, digest | the agent has signed |

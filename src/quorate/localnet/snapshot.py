@@ -43,7 +43,7 @@ Life = Literal["running", "paused", "gone"]
 _TIMEOUT_S = 3.0
 _TAIL_BYTES = 256 * 1024
 _LAST_WORDS = 400
-_NO_WAIT = {"waiting_for": "", "reason": ""}
+_NO_WAIT = {"waiting_for": "", "reason": "", "asking": ""}
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,10 @@ class Told:
     """What its act waits for, in its own words."""
     reason: str = ""
     """What went wrong, if that is why it waits; it tries again."""
+    asking: str = ""
+    """The account of the operator that it asks now; empty where it asks none."""
+    asking_model: str = ""
+    asking_t: float | None = None
     error: str = ""
     """Its last error, whatever the round."""
     settled_t: float | None = None
@@ -123,6 +127,8 @@ class OperatorView:
     problem: str
     """Why it gives no answers; empty where it is well."""
     last_words: str = ""
+    account: str = ""
+    """Its address, as it has registered; empty before."""
 
 
 @dataclass(frozen=True)
@@ -154,13 +160,17 @@ class Snapshot:
         return max(parts, key=lambda part: part.height, default=None)
 
     def name_of(self, address: str) -> str:
-        """The name of the agent with this address."""
-        return next((agent.name for agent in self.agents if agent.address == address), address)
+        """The name of the agent or operator with this address."""
+        known = [(agent.address, agent.name) for agent in self.agents]
+        known += [(one.account, one.name) for one in self.operators]
+        return next((name for its, name in known if its.lower() == address.lower()), address)
 
     def name_all(self, text: str) -> str:
-        """`text` with every agent's and address's name in the place of the address."""
+        """`text` with every agent's and operator's name in the place of its address."""
         for agent in self.agents:
             text = text.replace(agent.address, agent.name)
+        for operator in self.operators:
+            text = text.replace(operator.account or operator.name, operator.name)
         return text
 
 
@@ -258,7 +268,10 @@ def told(events: Iterable[Event]) -> Told:
         elif event.kind == "error":
             error = str(event.get("message"))
         elif event.kind == "waiting":
-            so_far |= {"waiting_for": str(event.get("for")), "reason": str(event.get("reason"))}
+            so_far |= {**_NO_WAIT, "waiting_for": str(event.get("for")), "reason": str(event.get("reason"))}
+        elif event.kind == "asking":
+            asked = {"asking": str(event.get("operator")), "asking_model": str(event.get("model")), "asking_t": event.t}
+            so_far |= _NO_WAIT | asked
         elif sequence == so_far.get("sequence") and event.kind == "round":
             so_far["opened_t"] = event.t
         elif sequence == so_far.get("sequence") and event.kind == "act":
@@ -329,7 +342,9 @@ async def _operator(
     name, url = str(config["name"]), f"http://{config['host']}:{config['port']}"
     life = lives.of(str(config["file"]))
     words = last_words(run.logs / f"{name}.log") if life == "gone" else ""
-    return OperatorView(name, url, life, await _operator_problem(session, url), words)
+    registered = [event for event in _tail_events(run.events / f"{name}.jsonl") if event.kind == "registered"]
+    account = str(registered[-1].get("operator")) if registered else ""
+    return OperatorView(name, url, life, await _operator_problem(session, url), words, account)
 
 
 async def _operator_problem(session: aiohttp.ClientSession, url: str) -> str:

@@ -84,6 +84,7 @@ class Story:
             "act": self._act,
             "payload": self._payload,
             "settled": self._settled,
+            "asking": self._ask,
             "model": self._model,
             "refused": self._refused,
             "signed": self._signed,
@@ -184,6 +185,10 @@ class Story:
         if not any(round_.acts.values()):
             return ""
         return f" (acts {took[0]} each)" if len(set(took)) == 1 and len(took) > 1 else f" (acts {', '.join(took)})"
+
+    def _ask(self, event: Event) -> list[Line]:
+        self._set(event, f"asks {self.name(event.get('operator'))} ({event.get('model')})", Tone.WORKING)
+        return []
 
     def _model(self, event: Event) -> list[Line]:
         operator, model = self.name(event.get("operator")), str(event.get("model"))

@@ -172,14 +172,19 @@ class ModelClient:
         limits: Limits | None = None,
         now: Callable[[], float] = time.time,
         token: Callable[[], bytes] = lambda: secrets.token_bytes(32),
+        asking: Callable[[Address, str], None] = lambda operator, model: None,
     ) -> None:
-        """`model` is what `ask` uses. `now` and `token` are the clock and the source of nonces, for tests."""
+        """`model` is what `ask` uses. `now` and `token` are the clock and the source of nonces, for tests.
+
+        `asking` is told which operator is about to be asked for which model: whoever watches can say whom we wait for.
+        """
         self._registry = registry
         self._signer: RequestSigner = WalletSigner(signer) if isinstance(signer, Wallet) else signer
         self._model = model
         self._limits = limits or Limits()
         self._now = now
         self._token = token
+        self._asking = asking
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -326,6 +331,7 @@ class ModelClient:
         )
         signature = await self._signer.sign_request(request)
         who = Authorization(self._signer.address, request.time, request.nonce, signature)
+        self._asking(operator.account, model)
         began = time.monotonic()
         header, answer = await self._post(url, question, {AUTH_HEADER: who.header()})
         signed = SignedReceipt.from_header(header)
