@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from quorate.cli._drawing import Diagram, mermaid, svg
 from quorate.cli.graph import graph
 from quorate.loader import load_service
+from tests.unit.fsm.test_interrupts import SERVICE as halting
 
 SERVICES = Path(__file__).parents[2] / "services"
 NAMES = ["hello_world", "delegate"]
@@ -57,3 +58,10 @@ def test_the_same_service_gives_the_same_bytes_in_either_format(tmp_path: Path) 
         target = tmp_path / form
         CliRunner().invoke(graph, [str(SERVICES / "hello_world"), "--format", form, "-o", str(target)])
         assert target.read_text() == first.output
+
+
+def test_interrupts_and_their_way_back_are_drawn() -> None:
+    diagram = Diagram.of(halting)
+    assert "look --> halted: HALT" in mermaid(diagram)
+    assert "halted --> interrupted: DONE" in mermaid(diagram)
+    ElementTree.fromstring(svg(diagram))  # noqa: S314  (we have just made it)

@@ -52,13 +52,14 @@ class Diagram:
         """The diagram of `service`; edges between the same two rounds become one."""
         events: dict[tuple[str, str], list[str]] = {}
         for source in service.rounds:
-            for (name, event), target in service.table.items():
+            for (name, event), target in service.edges.items():
                 if name == source:
-                    events.setdefault((_plain(name), _plain(target.name)), []).append(event)
+                    events.setdefault((_plain(name), _plain(target)), []).append(event)
         edges = tuple(Edge(source, target, tuple(names)) for (source, target), names in events.items())
         start = _plain(service.start.name)
+        rounds = [_plain(one) for one in dict.fromkeys([*service.rounds, *service.edges.values()])]
         final = frozenset(_plain(one.name) for one in service.final)
-        return Diagram(service.name, start, final, _rows(start, [_plain(one) for one in service.rounds], edges), edges)
+        return Diagram(service.name, start, final, _rows(start, rounds, edges), edges)
 
 
 def mermaid(diagram: Diagram) -> str:

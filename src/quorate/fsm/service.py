@@ -87,18 +87,23 @@ class Service:
         """The round that follows; the table is complete for every event that `round` can end with."""
         return self.table[round.name, event]
 
+    @property
+    def edges(self) -> dict[tuple[str, str], str]:
+        """(round name, event) to the next round's name, with the interrupts of ordinary rounds."""
+        edges = {edge: to.name for edge, to in self.table.items()}
+        ordinary = [name for name in self.rounds if name in self.main and self.rounds[name] not in self.final]
+        return edges | {(name, one.event): one.to.name for one in self.interrupts for name in ordinary}
+
     def spec(self) -> dict[str, Any]:
         """The machine in the shape of open-autonomy's fsm_specification.yaml.
 
         That shape has no stack: where an interrupt comes back, the next state is written ``InterruptedRound``.
         """
-        edges = {edge: to.name for edge, to in self.table.items()}
-        resting = {one.name for one in self.final}
-        edges |= {(name, one.event): one.to.name for one in self.interrupts for name in self.main - resting}
+        edges = self.edges
         return {
             "alphabet_in": sorted({event for _, event in edges}),
             "default_start_state": self.start.name,
-            "final_states": sorted(resting),
+            "final_states": sorted(one.name for one in self.final),
             "label": "".join(word.capitalize() for word in self.name.split("_")) + "AbciApp",
             "start_states": [self.start.name],
             "states": sorted({*self.rounds, *edges.values()}),
