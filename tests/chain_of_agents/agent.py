@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from quorate.abci import (
+    Archive,
     Genesis,
+    Retention,
     ServiceApp,
     SignedPayload,
     Store,
@@ -52,6 +54,10 @@ class AgentFile:
     """... and at which height."""
     misdeed: str = ""
     """What a faulty validator does: garbage_proposal, stale_proposal, omission, junk_extension, raises."""
+    blocks: int = 10_000
+    snapshot_every: int = 200
+    snapshots: int = 10
+    peers: tuple[str, ...] = ()
     uses_extensions: bool = True
     """False: payloads go as transactions alone, for comparison."""
 
@@ -184,13 +190,16 @@ async def _run(folder: Path) -> int:
     journal = Journal(folder / "events.jsonl")
     key = keys(file.n)[file.index]
     genesis = Genesis.load(folder)
+    retention = Retention(blocks=file.blocks, snapshot_every=file.snapshot_every, snapshots=file.snapshots)
+    archive = Archive(folder / "snapshots", retention)
     agent = SimpleAgent(key, Context(key.address, Config(file, folder)), journal, file.until, genesis.chain_id)
-    app = FaultyApp(ALL[file.service], genesis, key.address, Store(folder / "app.db", genesis.chain_id), agent)
+    store = Store(folder / "app.db", genesis.chain_id)
+    app = FaultyApp(ALL[file.service], genesis, key.address, store, agent, archive=archive)
     app.file, app.folder, app.journal, agent.app = file, folder, journal, app
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     journal.write("loaded", height=app.height, sequence=app.period.sequence, pid=os.getpid())
-    async with Validator(app, folder, Path(file.binary), Path(file.sockets)) as validator:
+    async with Validator(app, folder, Path(file.binary), Path(file.sockets), file.peers) as validator:
         journal.write("started", node=validator.node.pid)
         validator.failed.add_done_callback(lambda _: stopped.set())
         await stopped.wait()

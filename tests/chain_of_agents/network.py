@@ -57,8 +57,18 @@ class ChainOfAgents:
             ports=free_ports(n),
             settings=settings,
         )
+        sockets = [self.folder / f"s{index}" for index in range(n)]
+        rpc = [f"unix://{folder / 'rpc.sock'}" for folder in sockets]
         self.files = [
-            AgentFile(service, index, n, os.environ["QUORATE_COMETBFT"], str(self.folder / f"s{index}"), **options)
+            AgentFile(
+                service,
+                index,
+                n,
+                os.environ["QUORATE_COMETBFT"],
+                str(sockets[index]),
+                peers=tuple(address for address in rpc if address != rpc[index]),
+                **options,
+            )
             for index in range(n)
         ]
         self.processes: dict[int, subprocess.Popen[bytes]] = {}

@@ -126,15 +126,52 @@ async def test_an_agent_that_lost_all_but_its_keys_and_signing_state_syncs_to_th
     async with ChainOfAgents("counting", act_s=0.05) as chain:
         chain.start()
         await chain.until_settled(20)
-        await chain.kill(0)
-        for path in (*chain.homes[0].glob("app.db*"), *chain.homes[0].glob("data/*")):
-            if path.name == "priv_validator_state.json":
-                continue
-            await asyncio.to_thread(_remove, path)
+        await _wipe(chain, 0)
         chain.start(0)
         await chain.until_settled(chain.settled(1) + 10, 0, timeout_s=60)
         assert chain.last(0, "loaded")["height"] == 0
         assert chain.assert_equal_digests() > 20
+
+
+async def test_an_agent_that_lost_its_state_takes_a_snapshot_where_its_peers_have_pruned() -> None:
+    """While the chain sleeps: it has no new block to prove its last snapshot with.
+
+    Of the seconds that it takes, CometBFT waits five for snapshots, and ten until it asks again how far its peers are:
+    without a state it disregards what those with pruned blocks have told (`BlockPool.updateMaxPeerHeight`).
+    """
+    async with ChainOfAgents("on_demand", blocks=90, snapshot_every=10, snapshots=7) as chain:
+        chain.start()
+        chain.allow(10**6)
+        await chain.until(lambda: chain.height(1) > 120, 60, "the chain is longer than what is kept")
+        chain.allow(0)
+        await asyncio.sleep(1)
+        await _wipe(chain, 0)
+        chain.start(0)
+        took = await chain.until(
+            lambda: bool(now := _in_this_life(chain, 0)) and now[-1] >= chain.height(1) - 2, 30, "agent 0 is level"
+        )
+        print(f"level after {took:.1f} s, at {chain.height(0)}")
+        async with _node(chain, 1) as node:
+            assert await node.first_block() > 20, "the peers still have all blocks"
+        assert _in_this_life(chain, 0)[0] > 50, "it began with the first block, not with a snapshot"
+        chain.allow(10**6)
+        await chain.until_settled(chain.settled(1) + 5, 0)
+        assert chain.assert_equal_digests() > 50
+
+
+def _in_this_life(chain: ChainOfAgents, index: int) -> list[int]:
+    """The heights that an agent has committed since its second start."""
+    started = [event["t"] for event in chain.events(index, "loaded")][1:]
+    return [event["height"] for event in chain.events(index, "commit") if started and event["t"] > started[-1]]
+
+
+async def _wipe(chain: ChainOfAgents, index: int) -> None:
+    """Kill an agent and take all but its keys and its signing state."""
+    await chain.kill(index)
+    home = chain.homes[index]
+    for path in (*home.glob("app.db*"), *home.glob("data/*"), *home.glob("snapshots")):
+        if path.name != "priv_validator_state.json":
+            await asyncio.to_thread(_remove, path)
 
 
 def _remove(path: Path) -> None:

@@ -13,6 +13,7 @@ async with Validator(app, home, binary, sockets) as validator:
 from __future__ import annotations
 
 from quorate.abci.app import Agent, ServiceApp, Via
+from quorate.abci.archive import Archive, Retention
 from quorate.abci.genesis import BindingSigner, Genesis, Identity, Member, binding_digest, make_identity
 from quorate.abci.machine import opening_of, payload_for
 from quorate.abci.node import Broadcast, Node, NodeExited, NodeUnreachable, Status
@@ -25,6 +26,7 @@ __all__ = [
     "MAX_BODY_BYTES",
     "Agent",
     "Application",
+    "Archive",
     "BindingSigner",
     "Broadcast",
     "Genesis",
@@ -33,6 +35,7 @@ __all__ = [
     "Node",
     "NodeExited",
     "NodeUnreachable",
+    "Retention",
     "Server",
     "ServiceApp",
     "SignedPayload",

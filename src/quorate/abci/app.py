@@ -27,6 +27,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Literal, Protocol, TypeVar
 
+from quorate.abci.archive import FORMAT, Archive, Incoming, Snapshot
 from quorate.abci.genesis import POWER, Genesis
 from quorate.abci.machine import AHEAD, MAX_TICKS, Applied, Block, Replica, apply_block, execute, judge, tick_for
 from quorate.abci.node import Broadcast, NodeUnreachable
@@ -86,10 +87,12 @@ class ServiceApp(Application):
         store: Store,
         agent: Agent,
         wall_clock: Callable[[], float] = time.time,
+        archive: Archive | None = None,
     ) -> None:
         """Load the last committed state; `ConfigError` where genesis, service, agent and state do not match.
 
-        `wall_clock` (seconds since 1970) says when to tick; a simulation gives each agent one of its own.
+        `wall_clock` (seconds since 1970) says when to tick; a simulation gives each agent one of its own. Without an
+        `archive` no snapshot is written or taken, and no block is ever pruned.
         """
         genesis.check(service)
         if me not in genesis.addresses:
@@ -102,6 +105,8 @@ class ServiceApp(Application):
         self._agent = agent
         self._store = store
         self._wall_clock = wall_clock
+        self.archive = archive
+        self._incoming: Incoming | None = None
         self._roll = Roll(genesis.chain_id, genesis.addresses)
         self._by_validator = {member.validator_address: member for member in genesis.members}
         saved = store.load()
@@ -282,7 +287,8 @@ class ServiceApp(Application):
         applied, before = self._finalized, self._replica
         if applied is None:
             raise ConfigError("CometBFT asks to commit a block that was not finalized in this life of the application")
-        self._store.save(applied.replica.encode())
+        stored = applied.replica.encode()
+        self._store.save(stored)
         self._replica, self._finalized, self._speculated = applied.replica, None, {}
         self._is_asleep = applied.replica.app_hash == before.app_hash  # CometBFT's own rule for a block without news
         self._outbox.forget_before(self.period.sequence)
@@ -293,7 +299,7 @@ class ServiceApp(Application):
         self._watch_deadline()
         if self._is_asleep and (payload := self._outbox.peek(self._replica.opening)) is not None:
             self._send(payload)
-        return pb.ResponseCommit()
+        return pb.ResponseCommit(retain_height=self.archive.committed(self.height, stored) if self.archive else 0)
 
     def _speculate(self, request: _Proposal, last_commit: pb.CommitInfo) -> Applied:
         """What the block would do (on a copy). FinalizeBlock finds it here when it was proposed to us first."""
@@ -321,6 +327,63 @@ class ServiceApp(Application):
         update = pb.ValidatorUpdate(power=power)
         update.pub_key.ed25519 = bytes.fromhex(self._by_validator[validator_address].validator_key)
         return update
+
+    # ---- handlers: snapshots
+
+    async def list_snapshots(self, request: pb.RequestListSnapshots) -> pb.ResponseListSnapshots:
+        offers = self.archive.offers(self.height) if self.archive else []
+        return pb.ResponseListSnapshots(
+            snapshots=[pb.Snapshot(height=s.height, format=FORMAT, chunks=s.chunks, hash=s.hash) for s in offers]
+        )
+
+    async def load_snapshot_chunk(self, request: pb.RequestLoadSnapshotChunk) -> pb.ResponseLoadSnapshotChunk:
+        is_ours = self.archive is not None and request.format == FORMAT
+        chunk = self.archive.chunk(request.height, request.chunk) if self.archive and is_ours else b""
+        return pb.ResponseLoadSnapshotChunk(chunk=chunk)
+
+    async def offer_snapshot(self, request: pb.RequestOfferSnapshot) -> pb.ResponseOfferSnapshot:
+        """Take a snapshot only into an empty application; `request.app_hash` comes from the light client."""
+        if self.height or self.archive is None:
+            return pb.ResponseOfferSnapshot(result=pb.ResponseOfferSnapshot.ABORT)
+        if request.snapshot.format != FORMAT:
+            return pb.ResponseOfferSnapshot(result=pb.ResponseOfferSnapshot.REJECT_FORMAT)
+        offered = Snapshot(request.snapshot.height, request.snapshot.hash, request.snapshot.chunks)
+        try:
+            self._incoming = Incoming(offered, request.app_hash)
+        except PeerError as error:
+            _log.warning("refused a snapshot: %s", error)
+            return pb.ResponseOfferSnapshot(result=pb.ResponseOfferSnapshot.REJECT)
+        return pb.ResponseOfferSnapshot(result=pb.ResponseOfferSnapshot.ACCEPT)
+
+    async def apply_snapshot_chunk(self, request: pb.RequestApplySnapshotChunk) -> pb.ResponseApplySnapshotChunk:
+        """Adopt the state once it is whole and has the verified app hash; else ask for another snapshot."""
+        if self.height or self._incoming is None:
+            return pb.ResponseApplySnapshotChunk(result=pb.ResponseApplySnapshotChunk.ABORT)
+        try:
+            whole = self._incoming.put(request.index, request.chunk)
+            if whole is not None:
+                self._adopt(self._incoming, whole)
+        except PeerError as error:
+            _log.warning("refused a snapshot of %s: %s", request.sender, error)
+            self._incoming = None
+            return pb.ResponseApplySnapshotChunk(result=pb.ResponseApplySnapshotChunk.REJECT_SNAPSHOT)
+        return pb.ResponseApplySnapshotChunk(result=pb.ResponseApplySnapshotChunk.ACCEPT)
+
+    def _adopt(self, incoming: Incoming, whole: bytes) -> None:
+        try:
+            replica = Replica.decode(self.service, whole)
+        except ConfigError as error:  # whoever wrote it is a peer here
+            raise PeerError(error.message, evidence=whole[:1000]) from error
+        if (replica.height, replica.app_hash) != (incoming.snapshot.height, incoming.app_hash):
+            raise PeerError(
+                f"a state of height {replica.height} with the app hash {replica.app_hash.hex()}; the chain's at "
+                f"{incoming.snapshot.height} is {incoming.app_hash.hex()}"
+            )
+        self._store.save(whole)
+        self._replica, self._incoming, self._speculated = replica, None, {}
+        _log.info("took the state of block %d from peers", replica.height)
+        self._announce_when_quiet()
+        self._watch_deadline()
 
     # ---- handlers: mempool and queries
 

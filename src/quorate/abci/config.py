@@ -66,6 +66,14 @@ def render(me: Peer, peers: Sequence[Peer], settings: Mapping[str, str] | None =
         "consensus.peer_gossip_sleep_duration": '"5ms"',
         "consensus.peer_query_maj23_sleep_duration": '"500ms"',
         "tx_index.indexer": '"null"',
+        # State sync is switched on by the environment, for the start of an agent that has lost its state (anchor.py);
+        # CometBFT reads from there only what stands here too.
+        "statesync.enable": "false",
+        "statesync.rpc_servers": '""',
+        "statesync.trust_height": "0",
+        "statesync.trust_hash": '""',
+        "statesync.trust_period": '"168h"',
+        "statesync.discovery_time": '"5s"',
         **(settings or {}),
     }
     sections: dict[str, list[str]] = {}

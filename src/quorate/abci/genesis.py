@@ -24,7 +24,7 @@ from quorate.fsm import Service
 from quorate.signatures import domain_separator, keccak, recover, typed_digest
 from quorate.units import Address
 
-__all__ = ["POWER", "BindingSigner", "Genesis", "Identity", "Member", "binding_digest", "make_identity"]
+__all__ = ["POWER", "BindingSigner", "Genesis", "Identity", "Member", "binding_digest", "has_signed", "make_identity"]
 
 POWER = 20
 """Voting power of a validator. Keep every power even: with CometBFT's 1, f old clocks of 3f+1 set the block time."""
@@ -231,6 +231,20 @@ def make_identity(home: Path) -> Identity:
     if not state.exists():
         _write_private(state, {"height": "0", "round": 0, "step": 0})
     return Identity(_public_bytes(validator), _short_hash(_public_bytes(node)).hex())
+
+
+def has_signed(home: Path) -> bool:
+    """True where the validator in `home` has voted in some block, whatever else is left there."""
+    path = home / "data" / "priv_validator_state.json"
+    try:
+        return int(json.loads(path.read_text())["height"]) > 0
+    except FileNotFoundError:
+        return False
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path} is damaged: {error}",
+            fix="Restore it from your backup; a validator without it could sign two blocks of one height.",
+        ) from error
 
 
 def _load_or_make(path: Path, document: Any) -> Ed25519PrivateKey:

@@ -148,7 +148,7 @@ class Replica:
                 tuple((who, count) for who, count in absences),
                 demoted,
             )
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ConfigError(f"the stored state is damaged: {error}", fix=_DAMAGE_FIX) from error
         if replica.app_hash.hex() != app_hash:
             raise ConfigError(

@@ -12,6 +12,7 @@ import base64
 import ctypes
 import os
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,8 +84,11 @@ class Node:
         """The child's process id, or None before `start`."""
         return None if self._process is None else self._process.pid
 
-    async def start(self) -> None:
-        """Start the process. The application must listen on `abci_socket` already."""
+    async def start(self, environment: Mapping[str, str] | None = None) -> None:
+        """Start the process. The application must listen on `abci_socket` already.
+
+        `environment` holds settings for this start alone, as CometBFT reads them there (`CMT_SECTION_KEY`).
+        """
         check_socket_path(self.abci_socket)
         check_socket_path(self.rpc_socket)
         self.rpc_socket.unlink(missing_ok=True)
@@ -95,6 +99,7 @@ class Node:
                 self._process = await asyncio.create_subprocess_exec(
                     *command,
                     stdin=asyncio.subprocess.DEVNULL,
+                    env={**_environment(), **(environment or {})},
                     stdout=log,
                     stderr=log,
                     start_new_session=True,  # Ctrl-C in the terminal is for the agent, which stops its node in order
@@ -131,6 +136,10 @@ class Node:
         """Where the node is now; `NodeUnreachable` where it does not answer."""
         info = (await self._ask("status", {}))["result"]["sync_info"]
         return Status(int(info["latest_block_height"]), bool(info["catching_up"]), info["latest_app_hash"])
+
+    async def first_block(self) -> int:
+        """The height of the oldest block that is not pruned."""
+        return int((await self._ask("status", {}))["result"]["sync_info"]["earliest_block_height"])
 
     async def broadcast_tx(self, tx: bytes) -> Broadcast:
         """Hand `tx` to the node's mempool and say what its check said. One that is there already is accepted."""
@@ -172,6 +181,11 @@ class Node:
         with self.log.open("rb") as log:
             log.seek(max(0, self.log.stat().st_size - _LOG_TAIL_BYTES))
             return log.read().decode(errors="replace").strip()
+
+
+def _environment() -> dict[str, str]:
+    """Ours without what is for the agent alone (its passphrase)."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("QUORATE_")}
 
 
 class _DieWithParent:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from quorate.abci import config
+from quorate.abci.anchor import find_anchor
 from quorate.abci.app import ServiceApp
-from quorate.abci.genesis import BindingSigner, Genesis, Member, make_identity
+from quorate.abci.genesis import BindingSigner, Genesis, Member, has_signed, make_identity
 from quorate.abci.node import Node, NodeExited
 from quorate.abci.server import Server, serve
 from quorate.errors import ConfigError
@@ -17,14 +19,21 @@ from quorate.fsm import Service
 
 __all__ = ["Validator", "make_testnet"]
 
+_PATIENCE_S = 15.0  # an agent that has voted before and lost its state waits this long for peers that know more
+_ASK_AGAIN_S = 0.5
+_log = logging.getLogger(__name__)
+
 
 class Validator:
     """`async with Validator(app, home, binary, sockets) as validator: error = await validator.failed`
 
     `home` holds CometBFT's config and data and may lie on a RAM disk; `sockets` is a short folder of this agent's own.
+    `peers` are RPC addresses of other members' nodes (`unix:///folder/rpc.sock`, or `http://host:port` in a network
+    that nobody else is in): an agent that lost its state asks them where the chain is and takes a snapshot. Without
+    them it fetches every block from the first one, which works as long as no peer has pruned.
     """
 
-    def __init__(self, app: ServiceApp, home: Path, binary: Path, sockets: Path) -> None:
+    def __init__(self, app: ServiceApp, home: Path, binary: Path, sockets: Path, peers: Sequence[str] = ()) -> None:
         self.app = app
         self.node = Node(home, binary, sockets)
         self.failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
@@ -32,6 +41,7 @@ class Validator:
 
         Nothing is restarted here: stop, and start both again. The state is durable, the node replays what is missing.
         """
+        self._peers = tuple(peers)
         self._server: Server | None = None
 
     async def start(self) -> None:
@@ -40,8 +50,24 @@ class Validator:
         self._server.failed.add_done_callback(self._fail)
         self.app.failed.add_done_callback(self._fail)
         self.node.exited.add_done_callback(self._exited)
-        await self.node.start()
+        await self.node.start(await self._state_sync())
         self.app.start(self.node.broadcast_tx)
+
+    async def _state_sync(self) -> dict[str, str]:
+        """Settings that let the node begin with a snapshot; none where there is nothing to catch up with."""
+        archive = self.app.archive
+        if self.app.height or archive is None or not self._peers:
+            return {}
+        reach = archive.retention.snapshot_every * archive.retention.snapshots
+        deadline = asyncio.get_running_loop().time() + (_PATIENCE_S if has_signed(self.node.home) else 0)
+        while True:
+            anchor = await find_anchor(self._peers, len(self.app.genesis.members), reach)
+            if anchor is not None:
+                _log.info("the state is lost; a snapshot is asked for, trusting block %d", anchor.height)
+                return anchor.settings()
+            if asyncio.get_running_loop().time() >= deadline:
+                return {}
+            await asyncio.sleep(_ASK_AGAIN_S)
 
     async def stop(self) -> None:
         """Stop the node, then the application, so that the node never sees its application fail."""
