@@ -16,7 +16,7 @@ from quorate.abci import SignedPayload, UnsignedPayload, opening_of
 from quorate.abci.machine import tick_for
 from quorate.chain import Wallet
 from quorate.errors import ChainError, ModelError, ServiceError, TimedOut, Unreachable
-from quorate.fsm import Period, Service, Settled, State, agree
+from quorate.fsm import BACK, Interrupt, Period, Service, Settled, State, agree
 from quorate.host.agreed import Agreed
 from quorate.host.decision_maker import Limits, NotAgreed, OverLimit, SigningRequest
 from quorate.host.journal import Journal
@@ -367,3 +367,35 @@ async def test_whatever_order_proposals_and_decision_come_in_the_decided_one_is_
 def test_limits_allow_nothing_unless_told() -> None:
     limits = Limits(safe=Address("0x" + "1" * 40), chain_id=1)
     assert (limits.calls, limits.max_value) == (frozenset(), 0)
+
+
+@agree(same("answer"))
+async def halted(ctx: Any, state: Guess) -> int:
+    return int(await ctx.script(state))
+
+
+HALTING = Service(
+    "halting", state=Guess, start=guess, otherwise=guess, interrupts=(Interrupt("HALT", halted),),
+    transitions={(guess, "DONE"): guess, (halted, "DONE"): BACK, (halted, "NO_MAJORITY"): halted,
+                 (halted, "ROUND_TIMEOUT"): halted},
+)  # fmt: skip
+
+
+async def test_a_request_to_interrupt_goes_out_in_place_of_one_part_and_then_stands(stage: Stage) -> None:
+    first = Period.start(HALTING, [WALLET.address, *OTHERS], Guess())
+    stage.runner.ask("HALT")
+    stage.runner.opened(first, committed=True)
+    await until(lambda: bool(stage.offered))
+    assert (stage.offered[0].body, stage.acts) == (b"!HALT", 0)
+    counted = replace(first.deliver(WALLET.address, 1, stage.offered[0].body), sequence=2)
+    stage.runner.opened(counted, committed=True)
+    await until(lambda: len(stage.offered) == 2)
+    assert (stage.offered[1].body, stage.acts) == (b"40", 1)
+
+
+async def test_what_nobody_can_ask_for_is_told_and_the_agent_does_its_part(stage: Stage) -> None:
+    stage.runner.ask("HLAT")
+    stage.runner.opened(period(), committed=True)
+    await until(lambda: bool(stage.offered))
+    assert stage.offered[0].body == b"40"
+    assert "HLAT cannot be asked for" in stage.events("error")[0]["message"]

@@ -55,6 +55,7 @@ class Runner:
         self._chain: _Chain | None = None
         self._acts: dict[_Key, asyncio.Task[None]] = {}
         self._committed = 0
+        self._asking: str | None = None
         self._commits: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
         self.failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
 
@@ -86,6 +87,10 @@ class Runner:
         """This agent's payload went out."""
         self._journal.sent(payload.round, payload.sequence, via)
 
+    def ask(self, event: str) -> None:
+        """Ask for the interrupt `event` until it stands: in the next round, in place of this agent's part there."""
+        self._asking = event
+
     async def sign_tick(self, tick: UnsignedPayload) -> bytes:
         """The agent's signature under a tick: the round's time is over."""
         return await self._signer.sign(tick)
@@ -110,8 +115,11 @@ class Runner:
             self._acts.pop(key).cancel()  # of a round that is over, or of an opening that was proposed in vain
 
     async def _act(self, period: Period) -> None:
-        name, state, context = period.round.name, period.state, self._context_of(period)
         logs.bind(period)
+        if (request := self._request_in(period)) is not None:
+            await self._send(period, request)
+            return
+        name, state, context = period.round.name, period.state, self._context_of(period)
         self._journal.acting(period)
         pause_s = _FIRST_PAUSE_S
         while True:
@@ -131,7 +139,25 @@ class Runner:
                 self._journal.waiting(name, error)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-        request = payload_for(self._chain_id, period, period.round.encode(payload))
+        await self._send(period, period.round.encode(payload))
+
+    def _request_in(self, period: Period) -> bytes | None:
+        """The interrupt that is asked for, unless this agent's request stands or the interrupt is going on."""
+        event = self._asking
+        if event is None:
+            return None
+        if (event, self._signer.address) in period.asks or event in dict(period.interrupted):
+            self._asking = None
+            return None
+        request = period.ask(event)
+        if (problem := period.refusal(self._signer.address, period.sequence, request)) is not None:
+            self._journal.error(f"{event} cannot be asked for: {problem}")
+            self._asking = None
+            return None
+        return request
+
+    async def _send(self, period: Period, body: bytes) -> None:
+        request = payload_for(self._chain_id, period, body)
         try:
             signature = await self._signer.sign(request)
         except NotAgreed:
