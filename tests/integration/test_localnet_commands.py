@@ -16,7 +16,7 @@ from quorate.loader import load_service
 from quorate.localnet.agents import agents
 from quorate.localnet.diagnosis import Diagnosis, diagnose
 from quorate.localnet.processes import Supervisor
-from quorate.localnet.recorder import record
+from quorate.localnet.recorder import record, stored_state
 from quorate.localnet.run_dir import RunDir, find_run, run_dir
 from quorate.localnet.snapshot import agent_files, look
 from quorate.localnet.transcript import replay
@@ -56,6 +56,10 @@ async def test_why_is_right_for_stopped_peers_and_a_recording_replays(tmp_path: 
             transcript = await record(home.socket_dir / "rpc.sock", Genesis.load(home.comet_home), service, periods=2)
             found = replay(transcript, service)
             assert (found.broken, found.periods) == (None, 2)
+            start = stored_state(home.home / "state.db")
+            later = await record(home.socket_dir / "rpc.sock", transcript.genesis, service, periods=1, start=start)
+            found = replay(later, service)
+            assert (found.broken, found.periods, later.blocks[0].height > 1) == (None, 1, True)
 
             os.kill(quorum.child("agent-4").pid, signal.SIGSTOP)
             weakened = await said(run, lambda found: not found.is_well)

@@ -12,14 +12,14 @@ import pytest
 from click.testing import CliRunner
 
 from quorate import Context, Outcome, Service, State, Votes, agree
-from quorate.abci import Genesis, Member, make_identity
+from quorate.abci import Genesis, Member, Store, make_identity
 from quorate.abci.machine import Block, Replica, apply_block, payload_for
 from quorate.abci.transaction import Kind, Roll, encode_bundle, encode_single
 from quorate.cli import replay as command
 from quorate.errors import ConfigError
 from quorate.fsm import Period, codec
 from quorate.loader import load_service
-from quorate.localnet.recorder import _milliseconds
+from quorate.localnet.recorder import _milliseconds, stored_state
 from quorate.localnet.transcript import Broken, Decided, Transcript, annotate, replay
 from tests.chain_of_agents.keys import keys
 
@@ -97,6 +97,30 @@ def test_the_same_code_gives_the_same_hashes_also_after_a_way_through_a_file(
     assert (found.blocks, found.rounds, found.broken) == (12, 10, None)
     assert loaded.blocks[2].counted == (True, True, False)
     assert loaded.blocks[2].settled == ("CountRound", "DONE")
+
+
+def test_a_recording_may_begin_in_the_middle_with_the_state_of_then(recorded: Transcript, tmp_path: Path) -> None:
+    genesis = recorded.genesis
+    roll, replica = Roll(genesis.chain_id, genesis.addresses), Replica.start(Period.start(SERVICE, genesis.addresses))
+    for block in recorded.blocks[:6]:
+        txs = tuple(None if tx == b"noise" else roll.transaction(tx) for tx in block.txs)
+        replica = apply_block(replica, Block(block.height, block.time_ms, txs, block.absent, block.present)).replica
+    later = dataclasses.replace(recorded, blocks=recorded.blocks[6:], start=replica.encode())
+    later.save(tmp_path / "t.jsonl")
+    found = replay(Transcript.load(tmp_path / "t.jsonl"), SERVICE)
+    assert (found.blocks, found.rounds, found.broken) == (6, 6, None)
+    broken = replay(later, count_to(1, timeout_s=31)).broken
+    assert broken is not None
+    assert (broken.height, "the stored state is of the service tally" in broken.cause) == (7, True)
+
+
+def test_the_state_of_a_running_agent_is_read_and_not_touched(tmp_path: Path) -> None:
+    store = Store(tmp_path / "state.db", "tally-1")
+    with pytest.raises(ConfigError, match="no state yet"):
+        stored_state(tmp_path / "state.db")
+    store.save(b"agreed")
+    assert stored_state(tmp_path / "state.db") == b"agreed"
+    store.close()
 
 
 def test_a_rule_that_decides_otherwise_is_named_with_the_field_and_the_first_block(recorded: Transcript) -> None:

@@ -12,7 +12,7 @@ import click
 from quorate.abci import Genesis
 from quorate.errors import ConfigError
 from quorate.loader import load_service
-from quorate.localnet.recorder import record
+from quorate.localnet.recorder import record, stored_state
 from quorate.localnet.run_dir import find_run
 from quorate.localnet.snapshot import agent_files
 from quorate.localnet.tools import Site
@@ -29,6 +29,7 @@ FOLDER = Path("tests/transcripts")
 @click.option("--record", "target", type=click.Path(path_type=Path), help="Record the running network to this file.")
 @click.option("--run", "name", help="With --record: which run; else the newest that runs.")
 @click.option("--periods", type=click.IntRange(1), default=1, show_default=True, help="With --record: how many.")
+@click.option("--from-now", is_flag=True, help="With --record: begin with the state of now, not with the first block.")
 @click.option("--accept", metavar="WHY", help="Write into FILES that their first difference is meant, and why.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a file.")
 @click.pass_context
@@ -38,6 +39,7 @@ def replay(
     target: Path | None,
     name: str | None,
     periods: int,
+    from_now: bool,
     accept: str | None,
     as_json: bool,
 ) -> None:
@@ -48,7 +50,7 @@ def replay(
     """
     root = Site.here().root
     if target is not None:
-        transcript = asyncio.run(_recorded(root, name, periods))
+        transcript = asyncio.run(_recorded(root, name, periods, from_now=from_now))
         transcript.save(target)
         files = (target,)
     chosen = files or tuple(sorted((root / FOLDER).glob("*.jsonl")))
@@ -58,10 +60,11 @@ def replay(
     context.exit(0 if all(are_as_meant) else 1)
 
 
-async def _recorded(root: Path, name: str | None, periods: int) -> Transcript:
+async def _recorded(root: Path, name: str | None, periods: int, *, from_now: bool) -> Transcript:
     agent = agent_files(find_run(root, name))[0]
     service = load_service(root / agent.service)
-    return await record(agent.socket_dir / "rpc.sock", Genesis.load(agent.comet_home), service, periods)
+    start = stored_state(agent.home / "state.db") if from_now else None
+    return await record(agent.socket_dir / "rpc.sock", Genesis.load(agent.comet_home), service, periods, start)
 
 
 def _one(root: Path, path: Path, accept: str | None, *, as_json: bool) -> bool:

@@ -1,54 +1,70 @@
-"""Records the decided blocks of a running network from one of its nodes, from the first block on."""
+"""Records the decided blocks of a running network from one of its nodes: from the first one on, or from now on."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from quorate.abci import Genesis, NodeUnreachable
+from quorate.abci.machine import Replica
 from quorate.errors import ConfigError
 from quorate.fsm import Service
 from quorate.localnet.rpc import NodeRpc
 from quorate.localnet.transcript import Decided, Transcript, annotate
 
-__all__ = ["record"]
+__all__ = ["record", "stored_state"]
 
 _ABSENT = 1  # CometBFT's BlockIDFlag: the validator's vote is not in the commit
 _MOST_VALIDATORS = 100
 _POLL_S = 0.5
 
 
-async def record(socket: Path, genesis: Genesis, service: Service, periods: int | None = None) -> Transcript:
+def stored_state(path: Path) -> bytes:
+    """The replicated state that the agent whose state.db is at `path` has committed; read only, while it runs."""
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+        (value,) = database.execute("select value from state").fetchone()
+    if value is None:
+        raise ConfigError(f"{path} holds no state yet", fix="Ask again when the network has made its first block.")
+    return bytes(value)
+
+
+async def record(
+    socket: Path, genesis: Genesis, service: Service, periods: int | None = None, start: bytes | None = None
+) -> Transcript:
     """The blocks that the node behind `socket` holds, checked against this code, up to the end of `periods` periods.
 
-    Waits until the network has got there.
+    Waits until the network has got there. With `start` (`stored_state`) the recording begins with the block after it.
 
     `ConfigError` where the first blocks are pruned, or the network runs another version; `NodeUnreachable` where the
     node does not answer.
     """
+    begun = None if start is None else Replica.decode(service, start)
+    until = (begun.period.state.period if begun else 0) + (periods or 0)
     async with NodeRpc(socket, timeout_s=10) as node:
-        while periods is not None and (await node.application())["period"] < periods:  # noqa: ASYNC110  (another process)
+        while periods is not None and (await node.application())["period"] < until:  # noqa: ASYNC110  (another process)
             await asyncio.sleep(_POLL_S)
         await asyncio.sleep(_POLL_S)  # for the block whose header proves what the last one led to
         sync = (await node.ask("status"))["sync_info"]
         first, last = int(sync["earliest_block_height"]), int(sync["latest_block_height"])
-        if first != 1:
-            raise ConfigError(
-                f"the node has dropped the blocks before {first}", fix="Record a network soon after its start."
-            )
+        wanted = begun.height + 1 if begun else 1
+        if first > wanted:
+            raise ConfigError(f"the node has dropped the blocks before {first}", fix="Record from now on: --from-now")
         blocks = []
         validators: tuple[bytes, list[str]] = (b"", [])
-        following = await node.ask("block", height="1")
-        for height in range(1, last):  # what the last block led to stands in the header of none yet
+        following = await node.ask("block", height=str(wanted))
+        for height in range(wanted, last):  # what the last block led to stands in the header of none yet
             this, following = following, await node.ask("block", height=str(height + 1))
             signed_by = this["block"]["last_commit"]["signatures"]
             if signed_by:
                 validators = await _validators_of(node, height - 1, validators)
             blocks.append(_decided(this["block"], signed_by, validators[1], following["block"]["header"]["app_hash"]))
-    return annotate(Transcript(service.name, genesis, service.spec(), tuple(blocks)), service, periods)
+    transcript = Transcript(service.name, genesis, service.spec(), tuple(blocks), start=start)
+    return annotate(transcript, service, periods)
 
 
 async def _validators_of(node: NodeRpc, height: int, known: tuple[bytes, list[str]]) -> tuple[bytes, list[str]]:

@@ -1,9 +1,10 @@
 """A transcript: the decided blocks of a real network and what they led to, replayed through today's code.
 
-A file of JSON lines. The first holds the service, the specification that it had, and the chain's genesis; each other
-one a block: what the application saw of it (`time_ms`, `txs`, who was `absent` and `present`), and what came of it
-(`app_hash`; `counted`, for each transaction; where a round ended `settled` and the agreed `state`). Nothing in it is
-secret. Nothing here does I/O but `Transcript.load` and `save`.
+A file of JSON lines. The first holds the service, the specification that it had, the chain's genesis and, unless the
+recording begins with the first block, the replicated state that it begins with (`start`). Each other one is a block:
+what the application saw of it (`time_ms`, `txs`, who was `absent` and `present`), and what came of it (`app_hash`;
+`counted`, for each transaction; where a round ended `settled` and the agreed `state`). Nothing in it is secret.
+Nothing here does I/O but `Transcript.load` and `save`.
 
 A replay that gives another app hash is a *break*: agents of the old and the new code would part there. Where that is
 meant, the first line names the block and the reason (`broken`), and the replay has to break exactly there.
@@ -67,6 +68,8 @@ class Transcript:
     """The service's specification when it was recorded."""
     blocks: tuple[Decided, ...]
     broken: Broken | None = None
+    start: bytes | None = None
+    """The encoded replica before the first of the blocks; None: that of the genesis."""
 
     @staticmethod
     def load(path: Path) -> Transcript:
@@ -85,7 +88,9 @@ class Transcript:
             if head["transcript"] != VERSION:
                 raise ConfigError(f"{path} is of version {head['transcript']}; this is {VERSION}")
             broken = None if head.get("broken") is None else Broken(**head["broken"])
-            return Transcript(head["service"], Genesis.parse(head["genesis"]), head["spec"], tuple(blocks), broken)
+            genesis, start = Genesis.parse(head["genesis"]), head.get("start")
+            start = None if start is None else base64.b64decode(start, validate=True)
+            return Transcript(head["service"], genesis, head["spec"], tuple(blocks), broken, start)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"{path}, line {number} is not of a transcript: {type(error).__name__}: {error}",
@@ -100,6 +105,7 @@ class Transcript:
             "broken": None if self.broken is None else dataclasses.asdict(self.broken),
             "spec": self.spec,
             "genesis": self.genesis.document(),
+            "start": None if self.start is None else base64.b64encode(self.start).decode(),
         }
         lines = [json.dumps(one, separators=(",", ":")) for one in (head, *map(_line, self.blocks))]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,8 +144,10 @@ class Replayed:
 def replay(transcript: Transcript, service: Service) -> Replayed:
     """Run the transcript's blocks through today's `service` and machine, up to the first difference."""
     rounds = periods = 0
+    first: int | None = None
     steps = zip(transcript.blocks, _run(transcript, service), strict=False)
     for done, (block, (before, applied)) in enumerate(steps):
+        first = before.period.state.period if first is None else first
         if isinstance(applied, QuorateError):
             cause = f"today's code fails: {applied}"
             return Replayed(done, rounds, periods, Break(block.height, before.period.round.name, cause, "", ""))
@@ -150,7 +158,7 @@ def replay(transcript: Transcript, service: Service) -> Replayed:
                 done, rounds, periods, Break(block.height, before.period.round.name, cause, block.app_hash, got)
             )
         rounds += applied.settled is not None
-        periods = applied.replica.period.state.period
+        periods = applied.replica.period.state.period - first
     return Replayed(len(transcript.blocks), rounds, periods, None)
 
 
@@ -160,7 +168,10 @@ def annotate(transcript: Transcript, service: Service, periods: int | None = Non
     `ConfigError` where today's code does not give the recorded app hashes: what it adds would not be true.
     """
     blocks = []
-    for block, (_, applied) in zip(transcript.blocks, _run(transcript, service), strict=False):
+    last: int | None = None
+    for block, (before, applied) in zip(transcript.blocks, _run(transcript, service), strict=False):
+        if last is None and periods is not None:
+            last = before.period.state.period + periods
         if isinstance(applied, QuorateError) or applied.replica.app_hash.hex() != block.app_hash:
             raise ConfigError(
                 f"the network decided another state at block {block.height} than this code",
@@ -169,7 +180,7 @@ def annotate(transcript: Transcript, service: Service, periods: int | None = Non
         settled = _settled(applied)
         state = None if settled is None else _plain(applied.replica.period)
         blocks.append(dataclasses.replace(block, counted=applied.accepted, settled=settled, state=state))
-        if periods is not None and applied.replica.period.state.period >= periods:
+        if last is not None and applied.replica.period.state.period >= last:
             break
     return dataclasses.replace(transcript, blocks=tuple(blocks), spec=service.spec())
 
@@ -178,6 +189,12 @@ def _run(transcript: Transcript, service: Service) -> Iterator[tuple[Replica, Ap
     genesis = transcript.genesis
     roll = Roll(genesis.chain_id, genesis.addresses)
     replica = Replica.start(Period.start(service, genesis.addresses))
+    if transcript.start is not None:
+        try:
+            replica = Replica.decode(service, transcript.start)
+        except ConfigError as error:  # of another version: that is the break
+            yield replica, error
+            return
     for block in transcript.blocks:
         txs = tuple(_transaction(roll, data) for data in block.txs)
         try:
