@@ -491,7 +491,6 @@ MUTANTS: dict[str, tuple[str, Any]] = {
     "an outcome counts before its depth": (f"{HOST}._deep", lambda self, head: head),
     "what was dropped is not sent again": (f"{HOST}._push", _push_once),
     "a new nonce for every try": (f"{HOST}._push", _push_blindly),
-    "the outcome is searched from the intent's own block on": ("quorate.host.settler.REORG_BLOCKS", 0),
     "one agent's word for the outcome is enough": ("confirm.settle", _believe_one),
 }  # fmt: skip
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from quorate.chain import SafeTransaction, Wallet
+from quorate.chain import Fees, SafeTransaction, Wallet
 from quorate.errors import ChainError, Unreachable
 from quorate.host.decision_maker import ExecutionRequest, NotAgreed, OverLimit
 from quorate.host.settler import SafeSettler
 from quorate.rounds.settle import Intent, SafeSignature
 from quorate.units import Hash, Wei
-from tests.evm_world import CHAIN_ID, GWEI, SAFE, Evm, Node, payment, signed_tx
+from tests.evm_world import CHAIN_ID, GWEI, SAFE, Evm, Node, Tx, payment, signed_tx
 
 OWNER = Wallet.from_key(bytes([1]) * 32)
 INTENT = Intent((payment(1),), 0, block=99)
@@ -123,6 +123,25 @@ async def test_at_the_ceiling_the_last_offer_stands_and_is_repeated() -> None:
     stage.evm.pool.clear()
     await stage.push()
     assert len(stage.evm.pool) == 1
+
+
+@pytest.mark.parametrize(("waiting_gwei", "is_replaced"), [(6, True), (9.5, False)])
+async def test_what_an_earlier_life_left_pending_is_replaced_or_outlived(
+    waiting_gwei: float, is_replaced: bool
+) -> None:
+    stage = Stage()
+    stage.evm.base_fee = GWEI // 10
+    fees = Fees(Wei(round(waiting_gwei * GWEI)), Wei(GWEI))
+    old = Tx(OWNER.address, 0, fees, Intent((), 7), bytes(32), Hash("0x" + "12" * 32))
+    stage.evm.pool[OWNER.address, 0] = old
+    for _ in range(10):
+        await stage.push()
+    assert (stage.evm.pool[OWNER.address, 0] != old) == is_replaced
+    stage.evm.pool.clear()
+    for _ in range(2):
+        await stage.push()
+    assert len(stage.evm.pool) == 1
+    assert max(one.max_fee_per_gas for one in stage.signer.asked) <= 10 * GWEI
 
 
 async def test_where_gas_costs_more_than_the_ceiling_nothing_is_sent() -> None:

@@ -75,7 +75,7 @@ class SafeSettler:
         self._refused: tuple[int, Fees] | None = None
         self._told: set[Hash] = set()
         self._said = ""
-        self._span = REORG_BLOCKS
+        self._span = self._least_span = max(REORG_BLOCKS, confirmations)
 
     async def next_nonce(self) -> tuple[int, int]:
         """The nonce that the Safe's next transaction will have, and the block in which that was read.
@@ -131,7 +131,7 @@ class SafeSettler:
         if found is None:  # a node that lags behind another, or something older than we look for: never guess
             self._span *= 2
             return None
-        self._span = REORG_BLOCKS
+        self._span = self._least_span
         if found.tx not in self._told:
             self._told.add(found.tx)
             self._journal.emit("mined", tx=found.tx, gas=found.gas, block=found.block)
@@ -168,15 +168,16 @@ class SafeSettler:
         fees = await self._current_fees()
         if waiting is not None:
             fees = _higher(fees, waiting.fees.bumped(self._ceiling))
-        if self._refused is not None and self._refused[0] == nonce:
-            fees = _higher(fees, self._refused[1].bumped(self._ceiling))
+        refused, self._refused = self._refused, None  # at the ceiling it begins anew: fees may have fallen
+        if refused is not None and refused[0] == nonce:
+            fees = _higher(fees, refused[1])
         for _ in range(_TRIES):
             try:
                 await self._send(intent, nonce, gas, fees)
                 return
             except Underpriced:  # something of ours waits at this nonce that we have forgotten
-                self._refused = (nonce, fees)
                 fees = fees.bumped(self._ceiling)
+        self._refused = (nonce, fees)
         raise Underpriced(f"a fee of {fees.maximum} wei does not replace what waits at nonce {nonce}")
 
     async def _replace(self, waiting: _Sent, call: Call) -> bool:
