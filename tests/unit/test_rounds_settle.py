@@ -334,6 +334,61 @@ async def order(ctx: Any, state: Settling) -> Intent:
 BEHIND: dict[Any, Any] = {**transitions, (confirm, "DONE"): pause, (confirm, "FAILED"): pause}
 
 
+STEPS = ("intend", "sign", "no signatures", "deadline", "fails", "vanished", "next period")
+
+
+@given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 12)), max_size=40))
+def test_whatever_happens_every_intent_stays_unsettled_at_one_nonce_until_an_outcome_is_final(
+    steps: list[tuple[str, int]],
+) -> None:
+    state, wanted = Settling(participants=tuple(AGENTS)), set[Intent]()
+    for step, n in steps:
+        if step == "intend":  # `n` is what the chain says the next nonce is, too: it may have moved on
+            intent = _run(intend(Ctx(_AtNonce(n)), state, Call(AGENTS[0], Wei(n), "0x")))  # type: ignore[arg-type]
+            state = with_intent(state, intent)
+            wanted.add(intent)
+        elif state.intent is None:
+            continue
+        elif step == "sign":
+            state = (keep_signatures(state, votes(*(signed(k) for k in range(3)))) or fail()).state
+        elif step == "no signatures":
+            state = (keep_signatures(state, all_say(REFUSED)) or fail()).state
+        elif step == "deadline" and state.signatures:
+            state = (send.at_deadline(state, votes()) or fail()).state
+        elif step == "fails":
+            state = (keep_review(state, all_say(False)) or fail()).state
+            wanted.add(replace(INTENT, calls=(), nonce=state.unsettled[0].nonce))
+        elif step == "vanished":
+            state = (keep_settlement(state, all_say(None)) or fail()).state
+        else:
+            state = state.next_period()
+        assert set(state.unsettled) == wanted
+        assert len({intent.nonce for intent in state.unsettled}) == 1
+        assert len(state.unsettled) <= MAX_UNSETTLED + 1
+
+
+class _AtNonce(ScriptedSettler):
+    def __init__(self, nonce: int) -> None:
+        super().__init__()
+        self._nonce = nonce
+
+    async def next_nonce(self) -> tuple[int, int]:
+        return self._nonce, 77
+
+
+def _run(act: Any) -> Any:
+    """Run what waits for nothing."""
+    try:
+        act.send(None)
+    except StopIteration as ended:
+        return ended.value
+    raise AssertionError("it waits")
+
+
+def fail() -> Any:
+    raise AssertionError("the round did not end")
+
+
 def test_a_service_joins_the_table_and_says_what_is_before_and_behind_it() -> None:
     edges = {**BEHIND, (register, "DONE"): order, (order, "DONE"): sign, (pause, "DONE"): order}
     register_again = {(register, "ROUND_TIMEOUT"): register}
