@@ -261,8 +261,9 @@ def _dataclass_reader(cls: type, at: str, inside: tuple[type, ...]) -> _Reader:
             made = cls(**values)
         except (ArithmeticError, LookupError, TypeError, ValueError, QuorateError) as error:  # its own __post_init__
             raise _Unfit(f"{at} is refused by {cls.__name__}: {error}") from error
-        if any(getattr(made, name) is not value for name, value in values.items()):
-            raise _Unfit(f"not canonical: {cls.__name__} changes {at} when it is made")
+        for name, value in values.items():
+            if (now := getattr(made, name)) is not value and _write(now) != _write(value):
+                raise _Unfit(f"not canonical: {cls.__name__} changes {at}.{name} when it is made")
         return made
 
     return read

@@ -147,7 +147,7 @@ class Period:
         head = _encode_texts(self.service.name, self.service.spec_hash, self.round.name, *self.members)
         rest = codec.encode((self.sequence, self.clock_ms, self.origin, self.asks, self.interrupted))
         senders = _encode_texts(*self.votes.senders())
-        return b"\n".join((head, self.state.encoding, rest, senders, *self.votes.encodings))
+        return b"\n".join((head, self.state._encoding, rest, senders, *self.votes.encodings))
 
     def encode(self) -> bytes:
         """All of it as lines of canonical JSON, for durable storage."""
@@ -246,4 +246,4 @@ def _encode_texts(*texts: str) -> bytes:
 
 
 def _digest_of(state: State) -> str:
-    return hashlib.sha256(state.encoding).hexdigest()
+    return hashlib.sha256(state._encoding).hexdigest()

@@ -42,7 +42,7 @@ class State:
     """Laps of the service that are over."""
 
     @cached_property
-    def encoding(self) -> bytes:
+    def _encoding(self) -> bytes:
         """The canonical encoding; a state never changes, so it is made once."""
         return codec.encode(self)
 

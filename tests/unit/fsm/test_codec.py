@@ -50,6 +50,14 @@ class Lower:
         object.__setattr__(self, "name", self.name.lower())
 
 
+@dataclass(frozen=True)
+class Sorted:
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(sorted(self.names)))
+
+
 @dataclass
 class Mutable:
     x: int = 0
@@ -123,7 +131,7 @@ def test_a_decoded_dict_iterates_in_key_order_whoever_built_it() -> None:
         (Literal[1, "a"], b"true", "one of"),
         (Literal[True], b"1", "one of"),
         (Positive, b'{"amount":0}', "refused by Positive: 0 is not positive"),
-        (Lower, b'{"name":"A"}', "Lower changes value when it is made"),
+        (Lower, b'{"name":"A"}', "Lower changes value.name when it is made"),
     ],
 )
 def test_whatever_is_not_the_encoding_of_such_a_value_is_refused(hint: Any, data: bytes, why: str) -> None:
@@ -227,6 +235,12 @@ def test_what_can_be_changed_is_never_shared() -> None:
     one["a"] = 2
     assert codec.decode(dict[str, int], b'{"a":1}') == {"a": 1}
     assert codec.decode(Leaf, b'{"price":1,"to":null}') is codec.decode(Leaf, b'{"price":1,"to":null}')
+
+
+def test_a_type_that_puts_itself_in_order_is_read_in_that_order_only() -> None:
+    assert codec.decode(Sorted, b'{"names":["a","b"]}') == Sorted(("b", "a"))
+    with pytest.raises(PeerError, match=r"changes value\.names"):
+        codec.decode(Sorted, b'{"names":["b","a"]}')
 
 
 def test_lists_become_tuples() -> None:
