@@ -12,8 +12,8 @@ The rules that hold here:
 - The outcome is what the Safe's events say at the configured depth, never what a keeper says.
 
 How a service settles: its state extends `Settling`; the act of a round of its own proposes ``await intend(ctx, state,
-*calls)``; that round's rule, where a quorum proposes the same, returns ``with_intent(state, intent)``, the intent's block
-being the `middle_block` of the proposed ones; and its table joins `transitions`. skills/governance is an example.
+*calls)``; that round's rule, where a quorum proposes the same, returns ``with_intent(state, intent)``, the intent's
+block being the `middle_block` of the proposed ones; and its table joins `transitions`. skills/governance is an example.
 """
 
 from __future__ import annotations
