@@ -15,6 +15,7 @@ from quorate.chain.wallet import Wallet
 from quorate.loader import load_service
 from quorate.localnet.agents import agents
 from quorate.localnet.diagnosis import Diagnosis, diagnose
+from quorate.localnet.keys import PASSPHRASE, save_keystore
 from quorate.localnet.processes import Supervisor
 from quorate.localnet.recorder import record, stored_state
 from quorate.localnet.run_dir import RunDir, find_run, run_dir
@@ -33,7 +34,7 @@ async def said(run: RunDir, enough: Callable[[Diagnosis], bool]) -> Diagnosis:
         return found
 
 
-async def test_why_is_right_for_stopped_peers_and_a_recording_replays(tmp_path: Path) -> None:
+async def test_why_is_right_for_stopped_peers_and_a_wrong_key_and_a_recording_replays(tmp_path: Path) -> None:
     hello = Path("services/hello_world")
     with run_dir(tmp_path) as run:
         async with (
@@ -71,6 +72,15 @@ async def test_why_is_right_for_stopped_peers_and_a_recording_replays(tmp_path: 
             assert "2 of 4 agents answer; 3 are needed" in halted.verdict
             assert "agent-3 does not run" in halted.verdict.lower()
             assert {"agent-3", "agent-4"} <= {one.agent for one in halted.missing} | set(halted.sent)
+
+            command, keystore = quorum._crew.commands["agent-3"], quorum.files["agent-3"].keystore
+            right_key = keystore.rename(keystore.with_suffix(".right"))
+            save_keystore(Wallet.create(), keystore, command.env[PASSPHRASE])
+            locked_out = await supervisor.spawn("agent-3", command.argv, env=command.env, cwd=command.cwd, may_end=True)
+            assert await locked_out.wait() == 1
+            wrong_key = await said(run, lambda found: "holds the key of" in found.verdict)
+            assert quorum.files["agent-3"].me in wrong_key.verdict
+            right_key.replace(keystore)
 
             os.kill(quorum.child("agent-4").pid, signal.SIGCONT)
             await quorum.start("agent-3")
