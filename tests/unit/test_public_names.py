@@ -7,6 +7,7 @@ import inspect
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -48,6 +49,11 @@ def test_all_is_complete_sorted_and_true(name: str) -> None:
 
 def test_the_package_offers_a_small_set_of_names() -> None:
     assert len(quorate.__all__) <= 36
+
+
+def test_the_core_stays_small_enough_to_be_read_whole() -> None:
+    folder = Path(quorate.fsm.__file__).parent
+    assert sum(len(path.read_text().splitlines()) for path in folder.glob("*.py")) < 1200
 
 
 def test_every_public_thing_of_the_core_says_what_it_means() -> None:
