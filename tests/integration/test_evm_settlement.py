@@ -6,6 +6,7 @@ The owners' keys are here in wallets; what a decision maker refuses to sign is t
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,6 +69,7 @@ class World:
     safe: Safe
     intent: Intent
     now: float = 0.0
+    mines_at_once: bool = True
 
     def settler(self, wallet: Wallet, confirmations: int = DEPTH) -> tuple[SafeSettler, OwnerSigner]:
         signer: Any = OwnerSigner(self, wallet)
@@ -100,6 +102,17 @@ class World:
         """The agents have agreed on these calls, at the Safe's next nonce and the newest block."""
         self.intent = Intent(calls, await self.safe.nonce(), await self.chain.block_number())
         return self.intent
+
+    async def push(self, settler: SafeSettler, intent: Intent) -> None:
+        """What a keeper does; where anvil mines by itself, until it has."""
+        await settler.push(intent, self.signatures(intent))
+        while self.mines_at_once and (await self.node.rpc("txpool_status"))["pending"] != "0x0":
+            await asyncio.sleep(0.01)
+
+    async def stop_mining(self) -> None:
+        """From now on a block comes when the test asks for it."""
+        await self.node.rpc("evm_setAutomine", False)
+        self.mines_at_once = False
 
     async def mine(self, blocks: int) -> None:
         await self.node.rpc("anvil_mine", hex(blocks))
@@ -134,19 +147,19 @@ async def test_a_payment_that_a_reorg_took_away_is_made_again_and_once(world: Wo
     await world.mine(early)  # the reorg goes back behind the block at which the intent was agreed
     intent = await world.agree(payment := pay())
     assert await settler.can_succeed(intent, intent.block)
-    await settler.push(intent, world.signatures(intent))
+    await world.push(settler, intent)
     await world.mine(depth - early - 1)
     provisional = await settler.outcome((intent,))
     assert provisional is not None
     assert provisional.success
     assert await settler.outcome((intent,), final=True) is None
-    await settler.push(intent, world.signatures(intent))  # it is mined: nothing is sent
+    await world.push(settler, intent)  # it is mined: nothing is sent
     assert len(signer.signed) == 1
 
     await world.node.rpc("evm_revert", before)
     assert await settler.outcome((intent,)) is None
     assert await world.chain.balance(payment.to) == 0
-    await settler.push(intent, world.signatures(intent))
+    await world.push(settler, intent)
     again = await settler.outcome((intent,))
     assert again is not None
     assert again.block <= intent.block or depth == 1
@@ -163,11 +176,11 @@ async def test_after_a_reorg_the_next_keeper_sends_the_same_safe_transaction_and
     (one, _), (two, _) = world.settler(OWNERS[0]), world.settler(OWNERS[1])
     before = await world.node.rpc("evm_snapshot")
     intent = await world.agree(payment := pay())
-    await one.push(intent, world.signatures(intent))
+    await world.push(one, intent)
     await world.mine(6)
     await world.node.rpc("evm_revert", before)
-    await two.push(intent, world.signatures(intent))
-    await one.push(intent, world.signatures(intent))  # the first is back too, and finds it done
+    await world.push(two, intent)
+    await world.push(one, intent)  # the first is back too, and finds it done
     await world.mine(DEPTH)
     final = await one.outcome((intent,), final=True)
     assert final is not None
@@ -188,14 +201,14 @@ async def test_a_batch_happens_whole_and_the_contract_agrees_on_its_digest(
         intent = await world.agree(*payments)
         assert await settler.can_succeed(intent, intent.block)
         assert world.safe.digest(transaction(intent)) == await world.safe.transaction_hash(transaction(intent))
-        await settler.push(intent, world.signatures(intent))
+        await world.push(settler, intent)
         settled = await settler.outcome((intent,), final=True)
         assert settled is not None
         assert settled.success
         gas[size] = settled.gas
         assert [await world.chain.balance(one.to) for one in payments] == [10**18] * size
     cancel = await world.agree()
-    await settler.push(cancel, world.signatures(cancel))
+    await world.push(settler, cancel)
     settled = await settler.outcome((cancel,), final=True)
     assert settled is not None
     gas[0] = settled.gas
@@ -238,16 +251,16 @@ async def test_a_simulation_is_of_the_agreed_block_and_not_of_the_newest(world: 
 async def test_a_stuck_transaction_is_replaced_at_its_own_nonce_and_under_the_ceiling(world: World) -> None:
     settler, signer = world.settler(OWNERS[0], confirmations=0)
     intent = await world.agree(payment := pay())
-    await world.node.rpc("evm_setAutomine", False)
-    await settler.push(intent, world.signatures(intent))
+    await world.stop_mining()
+    await world.push(settler, intent)
     await world.node.rpc("anvil_setNextBlockBaseFeePerGas", hex(10 * GWEI))  # ten times as much, after it was sent
     await world.mine(1)
-    await settler.push(intent, world.signatures(intent))  # too early to give up on it
+    await world.push(settler, intent)  # too early to give up on it
     assert await settler.outcome((intent,)) is None
     assert len(signer.signed) == 1
     while await settler.outcome((intent,)) is None:
         world.now += 60
-        await settler.push(intent, world.signatures(intent))
+        await world.push(settler, intent)
         await world.mine(1)
         assert len(signer.signed) <= 3
     assert {one.nonce for one in signer.signed} == {signer.signed[0].nonce}
@@ -263,7 +276,7 @@ async def test_when_the_answer_to_an_accepted_transaction_is_lost_no_second_one_
 ) -> None:
     settler, signer = world.settler(OWNERS[0], confirmations=0)
     intent = await world.agree(payment := pay())
-    await world.node.rpc("evm_setAutomine", False)
+    await world.stop_mining()
     send_raw = world.chain.send_raw
 
     async def lose_the_answer(raw: bytes) -> Hash:
@@ -272,11 +285,11 @@ async def test_when_the_answer_to_an_accepted_transaction_is_lost_no_second_one_
 
     with monkeypatch.context() as patch:
         patch.setattr(world.chain, "send_raw", lose_the_answer)
-        await settler.push(intent, world.signatures(intent))
+        await world.push(settler, intent)
     for _ in range(3):
-        await settler.push(intent, world.signatures(intent))
+        await world.push(settler, intent)
     await world.mine(1)
-    await settler.push(intent, world.signatures(intent))
+    await world.push(settler, intent)
     assert len(signer.signed) == 1
     assert await world.chain.transaction_count(OWNERS[0].address) == signer.signed[0].nonce + 1
     assert await world.chain.balance(payment.to) == 10**18
@@ -284,12 +297,12 @@ async def test_when_the_answer_to_an_accepted_transaction_is_lost_no_second_one_
 
 async def test_what_an_earlier_life_of_the_agent_left_pending_is_replaced(world: World) -> None:
     intent = await world.agree(payment := pay())
-    await world.node.rpc("evm_setAutomine", False)
+    await world.stop_mining()
     (first, _), (second, signer) = world.settler(OWNERS[0]), world.settler(OWNERS[0], confirmations=0)
-    await first.push(intent, world.signatures(intent))
+    await world.push(first, intent)
     await world.node.rpc("anvil_setNextBlockBaseFeePerGas", hex(3 * GWEI))
     for _ in range(3):  # its fee is not known any more, so it is tried
-        await second.push(intent, world.signatures(intent))
+        await world.push(second, intent)
     await world.mine(1)
     assert (await second.outcome((intent,))) is not None
     assert await world.chain.balance(payment.to) == 10**18
@@ -300,7 +313,7 @@ async def test_a_cancel_makes_the_signed_payment_impossible_for_ever(world: Worl
     settler, _ = world.settler(OWNERS[0], confirmations=0)
     intent = await world.agree(payment := pay())
     cancel = world.intent = replace(intent, calls=())
-    await settler.push(cancel, world.signatures(cancel))
+    await world.push(settler, cancel)
     settled = await settler.outcome((intent, cancel), final=True)
     assert settled is not None
     assert settled.which == 1
