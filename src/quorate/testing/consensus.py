@@ -21,8 +21,8 @@ from functools import cached_property
 from typing import Any
 
 from quorate.abci import Genesis, SignedPayload
+from quorate.abci import genesis as genesis_module
 from quorate.abci import machine as rules
-from quorate.abci.genesis import POWER
 from quorate.abci.pb.tendermint.abci import types_pb2 as pb
 from quorate.abci.transaction import Kind, encode_bundle, encode_single
 from quorate.errors import ConfigError, PeerError, SetupError
@@ -132,7 +132,7 @@ class Consensus:
         self._wake = asyncio.Event()
         self._round = 0
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._powers: list[dict[int, int]] = [{p.index: POWER for p in self.peers}] * 3
+        self._powers: list[dict[int, int]] = [{p.index: genesis_module.POWER for p in self.peers}] * 3
         self._last_block_s = 0.0
         self._clocks_were_off = False
         self._honest_ahead: dict[int, bytes] = {}
@@ -238,7 +238,7 @@ class Consensus:
         if not self._has_quorum(powers, here):
             await asyncio.sleep(0.2)
             return
-        turn = [i for i in range(len(self.peers)) if powers[i] == POWER]
+        turn = [i for i in range(len(self.peers)) if powers[i] == genesis_module.POWER]
         proposer = self.peers[turn[(frontier + 1 + self._round) % len(turn)]]
         proposals = await self._propose(proposer, frontier + 1) if proposer in here else {}
         await self._latency()
@@ -658,7 +658,7 @@ class Consensus:
             self._forged(liar).encode(),
         ))  # fmt: skip
         wild = rng.choice((-600_000, 0, 600_000)) + int(self.wall_s(liar) * 1000)
-        votes[liar.index, block.hash] = _Vote(junk, max(wild, block.time_ms + 1))
+        votes[liar.index, block.hash] = _Vote(junk, wild)
 
     async def flood(self, liar: Peer) -> None:
         """Fill the mempools: every peer's node is handed the same junk."""

@@ -21,6 +21,8 @@ FAULTS: Mapping[str, str] = MappingProxyType({
     "partition": "two groups do not hear each other",
     "staggered clog": "links clog one by one and are freed in another order",
     "crash": "kill -9 at any moment",
+    "long absence": "one agent is away for most of the first phase",
+    "blackout": "all agents die at once, when the first phase ends",
     "crash in a handler": "kill -9 before, inside or after an ABCI call, FinalizeBlock and Commit above all",
     "torn write": "a power cut takes the last writes back",
     "truncated log": "a node loses its last blocks and its agent's state",
@@ -72,7 +74,7 @@ class Plan:
     ) -> Plan:
         """A plan from a seed. `kinds` narrows what is drawn from; `liars` over f are for negative controls."""
         rng = random.Random(f"plan {seed}")  # noqa: S311  # the seed is the point
-        n = agents or rng.choice((4, 4, 4, 4, 5, 7))
+        n = agents or rng.choice((4, 4, 4, 4, 5, 6, 7))
         open_to = [one for one in FAULTS if (not kinds or one in kinds) and (has_world or one not in ABROAD)]
         faults = tuple(one for one in open_to if rng.random() < rng.choice((0.1, 0.25, 0.5)))
         f = (n - 1) // 3

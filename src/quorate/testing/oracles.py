@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from quorate.abci.genesis import POWER
+from quorate.abci import genesis
 from quorate.abci.machine import MAX_TICKS, Applied, Block, Replica, apply_block, execute
 from quorate.abci.payload import MAX_BODY_BYTES, UnsignedPayload
 from quorate.abci.transaction import Roll, Transaction
@@ -61,6 +61,7 @@ INVARIANTS: Mapping[str, str] = MappingProxyType({
     "clock starts fresh": "A round's clock starts at the block after the one that opened it.",
     "deadline kept": "No round times out early, none outlives a block past its deadline.",
     "sleeps without news": "The app hash changes with news and only then, and the chain rests.",
+    "hash covers all": "Two states that differ in votes, clock, ticks or agreed fields have different app hashes.",
     "even powers": "Every power is even, and at most one validator is demoted.",
     # Agents
     "one word": "An honest agent never signs two payloads for one opening in one life.",
@@ -158,10 +159,11 @@ class Judge:
         self._check_news(before, applied, any(applied.accepted))
         self.require(
             "even powers",
-            all(power % 2 == 0 for _, power in applied.powers) and POWER % 2 == 0 and len(applied.powers) <= 1,
+            all(power % 2 == 0 for _, power in applied.powers) and genesis.POWER % 2 == 0 and len(applied.powers) <= 1,
             f"{applied.powers}",
         )
         self._check_stored(applied.replica)
+        self._check_cover(applied.replica)
         self.witness = applied.replica
         if applied.settled is not None:
             self.settled.append(applied.settled)
@@ -338,6 +340,19 @@ class Judge:
             self._idle_blocks < 40 or self.may_linger,
             f"{self._idle_blocks} blocks in a row without news",
         )
+
+    def _check_cover(self, replica: Replica) -> None:
+        period = replica.period
+        fewer = Votes(period.votes.pairs[1:], period.n, period.quorum)
+        others = [
+            dataclasses.replace(period, votes=fewer) if period.votes.pairs else None,
+            dataclasses.replace(period, clock_ms=period.clock_ms + 1),
+            dataclasses.replace(period, sequence=period.sequence + 1),
+            dataclasses.replace(period, state=dataclasses.replace(period.state, period=period.state.period + 1)),
+        ]
+        hashes = [dataclasses.replace(replica, period=other).app_hash for other in others if other is not None]
+        hashes.append(dataclasses.replace(replica, ticks=((self.members[0], MAX_TICKS + 1),)).app_hash)
+        self.require("hash covers all", replica.app_hash not in hashes, f"at height {replica.height}")
 
     def _check_stored(self, replica: Replica) -> None:
         try:

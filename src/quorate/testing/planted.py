@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import importlib
 import itertools
 import os
 import statistics
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from quorate.abci import app, genesis, machine, payload, transaction
@@ -68,10 +70,14 @@ def trial() -> Service:
 
     @agree(rules.same("keeper"), timeout_s=10)
     async def elect(ctx: Context, state: Trial) -> Address:
-        return state.participants[await ctx.beacon() % len(state.participants)]
+        await ctx.sleep(int(ctx.me[-1], 16) / 100)
+        stray = int(ctx.me[-2:], 16) % 3 if state.period % 3 == 2 else 0  # now and then honest agents see otherwise
+        return state.participants[(await ctx.beacon() + stray) % len(state.participants)]
 
     @agree(rules.only_keeper("greeting"), timeout_s=5)
     async def greet(ctx: Context, state: Trial) -> str:
+        if state.period % 3 == 1:
+            await ctx.sleep(60)  # now and then nobody has anything to say, and only the clock ends the round
         return f"{ctx.me} in {state.period}"
 
     @agree(rules.each("estimates"), timeout_s=10)
@@ -160,6 +166,8 @@ class Bug:
     plant: Callable[[], AbstractContextManager[Any]]
     requirement: str = ""
     """The ABCI requirement that it breaks, by CometBFT's number."""
+    is_abroad: bool = False
+    """True where it can only be seen in services/delegate of the checkout that we run in."""
 
 
 BUGS: list[Bug] = []
@@ -259,10 +267,9 @@ def _sticky(original: Any, self: Period, outcome: Any) -> Any:
     return replace(after, votes=self.votes) if after.round.payload == self.round.payload else after
 
 
-@_bug("a second payload replaces the first", Period, attribute="deliver")
+@_bug("a second payload replaces the first", Period, attribute="_read")
 def _replaced(original: Any, self: Period, sender: Address, sequence: int, body: bytes) -> Any:
-    pairs = tuple(pair for pair in self.votes.items() if pair[0] != sender)
-    return original(replace(self, votes=Votes(pairs, self.n, self.quorum)), sender, sequence, body)
+    return original(replace(self, votes=Votes((), self.n, self.quorum)), sender, sequence, body)
 
 
 @_bug("a payload that arrives last is forgotten", Period, attribute="deliver")
@@ -739,6 +746,54 @@ def start(original: Any, self: Any, broadcast: Any) -> None:
     self._broadcast = broadcast
 
 
+# The delegate's policy and settlement
+
+
+def _abroad(name: str, module: str, attribute: str, broken: Callable[..., Any]) -> None:
+    """A bug in a skill or in what only the delegate uses; hunted in services/delegate."""
+
+    @contextlib.contextmanager
+    def plant() -> Iterator[None]:
+        with _swapped(importlib.import_module(module), attribute, broken):
+            yield
+
+    BUGS.append(Bug(name, plant, is_abroad=True))
+
+
+_abroad(
+    "the policy finds nothing to forbid",
+    "skills.governance.rounds",
+    "rule_on",
+    lambda original, *arguments: replace(original(*arguments), verdict="ALLOWED"),
+)
+_abroad("the delegate is for everything", "skills.governance.rounds", "choose", lambda original, *arguments: "FOR")
+_abroad(
+    "the vote is drafted for the other side",
+    "skills.governance.rounds",
+    "Governor",
+    lambda original, *arguments: _Contrary(original(*arguments)),
+)
+_abroad(
+    "anybody's signature counts as an owner's",
+    "quorate.rounds.settle",
+    "_is_signed_by",
+    lambda original, sender, signature: True,
+)
+
+
+class _Contrary:
+    """A Governor whose votes are turned round."""
+
+    def __init__(self, real: Any) -> None:
+        self._real = real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def cast_vote_with_reason(self, proposal: int, support: int, reason: str) -> Any:
+        return self._real.cast_vote_with_reason(proposal, 1 if support == 0 else support, reason)
+
+
 # ---- the hunt
 
 
@@ -779,16 +834,23 @@ def hunt(name: str, most: int = MOST_SEEDS) -> dict[str, Any]:
     """Plant one bug and simulate seed after seed until an invariant breaks."""
     bug = next(one for one in BUGS if one.name == name)
     for seed in range(most):
+        delegate = _delegate() if bug.is_abroad else None
         with bug.plant():
-            subject = Subject(trial(), _Config(), _TrialWorld)
+            subject = delegate or Subject(trial(), _Config(), _TrialWorld)
             try:
-                report = simulate(subject, Plan.draw(seed))
+                report = simulate(subject, Plan.draw(seed, agents=subject.agents, has_world=bug.is_abroad))
                 seen = report.violations[0].invariant if report.violations else ""
             except Exception as error:  # a bug that ends the run with an error is seen as well
                 seen = f"({type(error).__name__})"
         if seen:
             return {"name": name, "requirement": bug.requirement, "seeds": seed + 1, "invariant": seen}
     return {"name": name, "requirement": bug.requirement, "seeds": 0, "invariant": ""}
+
+
+def _delegate() -> Subject:
+    from quorate.testing.campaign import load_subject
+
+    return load_subject(Path.cwd() / "services" / "delegate")
 
 
 def run_planted(*, workers: int | None = None, most: int = MOST_SEEDS) -> Verdict:

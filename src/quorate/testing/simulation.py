@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from quorate.abci import SignedPayload
+from quorate.abci import SignedPayload, genesis
 from quorate.abci.machine import Replica
 from quorate.errors import ConfigError
 from quorate.fsm import Period, Service
@@ -56,7 +56,7 @@ class Subject:
     config: Any
     make_world: type[World] = World
     agents: int | None = None
-    """How many agents; None: each seed draws 4, 5 or 7."""
+    """How many agents; None: each seed draws 4 to 7."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,14 @@ def simulate(subject: Subject, plan: Plan) -> Report:
 def _remembering() -> Iterator[None]:
     """Each agent checks each signature by itself; here they are in one process, and once a seed is enough."""
     check, decode = SignedPayload.is_signed_by_sender, SignedPayload.decode
+    recover = getattr(genesis, "recover")  # noqa: B009  (mypy: imported there, not exported)
     setattr(SignedPayload, "is_signed_by_sender", functools.lru_cache(4096)(check))  # noqa: B010  (mypy: a method)
     setattr(SignedPayload, "decode", staticmethod(functools.lru_cache(4096)(decode)))  # noqa: B010
+    setattr(genesis, "recover", functools.lru_cache(4096)(recover))  # noqa: B010
     try:
         yield
     finally:
+        setattr(genesis, "recover", recover)  # noqa: B010
         setattr(SignedPayload, "is_signed_by_sender", check)  # noqa: B010
         setattr(SignedPayload, "decode", staticmethod(decode))  # noqa: B010
 
@@ -201,6 +204,11 @@ class _Simulation:
         peer = self._pick()
         self.consensus.crash(peer, "killed")
         self._later(self.rng.uniform(0.05, 6), lambda: self.consensus.revive(peer))
+
+    async def _long_absence(self, fault: str) -> None:
+        peer = self.consensus.peers[self.plan.seed % self.plan.agents]
+        self.consensus.crash(peer, "for long")
+        self._later(self.plan.storm_s, lambda: self.consensus.revive(peer))
 
     async def _crash_in_handler(self, fault: str) -> None:
         peer = self._pick()
@@ -330,6 +338,10 @@ class _Simulation:
         for peer in net.peers:
             peer.offset_s, peer.drift, peer.armed, peer.disk.is_full = 0.0, 0.0, "", False
         self.world.heal()
+        if self.plan.has("blackout"):
+            await asyncio.sleep(5)  # long enough for the chain to fall asleep
+            for peer in net.peers:
+                net.crash(peer, "blackout")
         for peer in net.peers:
             await net.revive(peer)
         self.judge.heal()
@@ -398,6 +410,7 @@ class _Simulation:
 
 _SUDDEN = {
     "crash": "_crash",
+    "long absence": "_long_absence",
     "crash in a handler": "_crash_in_handler",
     "torn write": "_torn_write",
     "truncated log": "_truncated_log",
