@@ -34,6 +34,7 @@ def an_agent(home: Path) -> AgentFile:
         p2p_port=26656,
         events=home / "events.jsonl",
         evidence_dir=home / "evidence",
+        peers=("unix:///run/q-1/a2/rpc.sock",),
         evm=AN_EVM,
         config={"greeting": "hallo"},
     )

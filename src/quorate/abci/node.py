@@ -184,8 +184,8 @@ class Node:
 
 
 def _environment() -> dict[str, str]:
-    """Ours without what is for the agent alone (its passphrase)."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("QUORATE_")}
+    """Ours without the keystore's passphrase, which is for the agent alone."""
+    return {name: value for name, value in os.environ.items() if name != "QUORATE_PASSPHRASE"}
 
 
 class _DieWithParent:

@@ -10,7 +10,7 @@ from typing import Any
 
 from aea.identity.base import Identity
 
-from quorate.abci import Genesis, ServiceApp, Store, Validator
+from quorate.abci import Archive, Genesis, ServiceApp, Store, Validator
 from quorate.chain import Chain, OperatorRegistry, selector_of
 from quorate.errors import ConfigError
 from quorate.fsm import Period
@@ -113,10 +113,12 @@ class HostedAgent:
             context_of=lambda period: ActContext(equipment, period),
         )
         store = Store(self._file.home / "state.db", self._file.chain_id)
-        app = ServiceApp(self._service, self._genesis, self._file.me, store, runner)
+        archive = Archive(self._file.home / "snapshots") if self._file.peers else None
+        app = ServiceApp(self._service, self._genesis, self._file.me, store, runner, archive=archive)
         runner.connect(app)
         self._resources.push_async_callback(runner.close)
-        validator = Validator(app, self._file.comet_home, self._file.cometbft, self._file.socket_dir)
+        file = self._file
+        validator = Validator(app, file.comet_home, file.cometbft, file.socket_dir, file.peers)
         await self._resources.enter_async_context(validator)
         loop = asyncio.get_running_loop()
         self._watch = loop.create_task(self._stop_on_failure(validator, runner))

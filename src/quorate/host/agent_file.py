@@ -85,6 +85,12 @@ class AgentFile:
     """JSON lines of what happens (see quorate.localnet.events)."""
     evidence_dir: Path
     """Where the agent keeps the texts and receipts behind what was agreed on."""
+    peers: tuple[str, ...] = ()
+    """RPC addresses of the other agents' nodes (`unix:///folder/rpc.sock`, `http://host:port` in a private network).
+
+    With them the agent writes snapshots, prunes old blocks, and can take a snapshot when it has lost its state. Without
+    them it keeps every block. All agents of a service should have them, or none.
+    """
     evm: EvmSettings | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     """Overrides of the service's own configuration (service.yaml)."""
@@ -137,6 +143,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "str": str,
     "Address": str,
     "int": int,
+    "tuple[str, ...]": list,
     "Mapping[str, Any]": dict,
 }
 
@@ -159,7 +166,15 @@ def _record(kind: type, values: dict[str, Any]) -> dict[str, Any]:
         expected = _KINDS[str(known[name].type)]
         if not isinstance(value, expected) or isinstance(value, bool):
             raise ConfigError(f"{name} is {value!r}; expected {known[name].type}")
-    return {name: Path(value) if known[name].type == "Path" else value for name, value in values.items()}
+    return {name: _read(str(known[name].type), value) for name, value in values.items()}
+
+
+def _read(kind: str, value: Any) -> Any:
+    if kind == "tuple[str, ...]":
+        if wrong := [item for item in value if not isinstance(item, str)]:
+            raise ConfigError(f"{wrong[0]!r} is no text")
+        return tuple(value)
+    return Path(value) if kind == "Path" else value
 
 
 def _is_required(item: Any) -> bool:

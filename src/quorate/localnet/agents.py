@@ -125,6 +125,7 @@ def _write_homes(
         f"{service.name[:40]}-{secrets.token_hex(3)}"  # new for each run: nothing signed in another one counts here
     )
     files = {}
+    rpc = [run.scratch / f"a{number}" / "rpc.sock" for number in range(1, len(wallets) + 1)]
     for number, (wallet, port) in enumerate(zip(wallets, ports, strict=True), 1):
         name = f"agent-{number}"
         home = run.scratch / f"a{number}"
@@ -141,6 +142,7 @@ def _write_homes(
             p2p_port=port,
             events=run.events / f"{name}.jsonl",
             evidence_dir=run.path / "evidence" / name,
+            peers=tuple(f"unix://{socket}" for other, socket in enumerate(rpc, 1) if other != number),
             evm=evm,
             config=config,
         )
