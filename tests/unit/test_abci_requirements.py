@@ -399,13 +399,16 @@ async def _decided(chain: Consensus) -> list[pb.RequestFinalizeBlock]:
 async def test_requirement_11_the_next_state_depends_on_the_block_and_the_last_state_alone(tmp_path: Path) -> None:
     """CometBFT app requirement 11: live, catching up a moment later, and restarted at every block."""
 
+    clock_ms = int(time.time() * 1000)  # a machine's clock that stands still while the blocks are decided
+
     class ReadsTheClock(ServiceApp):
         def _block(self, request: pb.RequestFinalizeBlock, last_commit: pb.CommitInfo) -> Block:  # type: ignore[override]  # of one of the three requests
-            return replace(super()._block(request, last_commit), time_ms=int(time.time() * 1000))
+            return replace(super()._block(request, last_commit), time_ms=clock_ms)
 
     async def check(chain: Consensus) -> None:
+        nonlocal clock_ms
         requests = await _decided(chain)
-        await asyncio.sleep(0.01)
+        clock_ms += 10
         for index, restarts in ((1, False), (2, True)):
             for request in requests:
                 chain.last_request = request
