@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from quorate.errors import ConfigError
+from quorate.localnet.tools import Site
 
 __all__ = ["simulate"]
 
@@ -63,6 +65,7 @@ def simulate(
 def _plant(workers: int | None, as_json: bool) -> None:
     from quorate.testing.planted import run_planted
 
+    os.chdir(Site.here().root)  # some bugs are hunted in the checkout's own services
     found = run_planted(workers=workers)
     for name, requirement, seeds, invariant in found.bugs:
         caught = f"seed {seeds:3d}  {invariant}" if seeds else "NOT CAUGHT"

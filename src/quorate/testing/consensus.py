@@ -30,7 +30,7 @@ from quorate.testing.disk import Disk
 from quorate.testing.oracles import Judge
 from quorate.testing.process import Process
 
-__all__ = ["EPOCH_S", "Consensus", "Decided", "Killed", "Peer"]
+__all__ = ["EPOCH_S", "Consensus", "Decided", "Killed", "Peer", "seen_votes"]
 
 EPOCH_S = 1_800_000_000.0
 MAX_TX_BYTES = 1 << 20
@@ -525,7 +525,7 @@ class Consensus:
             if peer.height and source.blocks[peer.height - 1] != peer.blocks[-1]:
                 self.judge.require("agreement", peer.is_liar or source.is_liar, f"a fork at height {peer.height}")
                 return
-            commit = source.commit if source.height == block.height else _seen(block, source)
+            commit = source.commit if source.height == block.height else seen_votes(block, source)
             await self._decide(peer, block, commit)
             await asyncio.sleep(0.001)
 
@@ -774,7 +774,7 @@ def _add_vote(votes: Any, address: bytes, is_present: bool, extension: bytes | N
         vote.vote_extension = extension
 
 
-def _seen(block: Decided, source: Peer) -> dict[int, _Vote]:
+def seen_votes(block: Decided, source: Peer) -> dict[int, _Vote]:
     """The commit of an older block, as the next block's header shows it; extensions of old blocks are not kept."""
     after = source.blocks[block.height]
     return {i: _Vote(b"", block.time_ms + 1) for i, is_there in enumerate(after.present) if is_there}

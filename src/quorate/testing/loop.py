@@ -16,6 +16,7 @@ from quorate.errors import QuorateError
 __all__ = ["AtOnce", "Stuck", "VirtualLoop", "run_virtual"]
 
 T = TypeVar("T")
+_PASS_LIMIT = 500_000  # of the loop in one run; an ordinary seed takes 4,000
 _SPIN_LIMIT = 200_000  # passes of the loop without time moving: somebody waits in a busy loop
 
 
@@ -40,12 +41,15 @@ class _NoSelector:
 
     def __init__(self, loop: VirtualLoop) -> None:
         self._loop = loop
-        self._spins = 0
+        self._spins = self._passes = 0
 
     def select(self, timeout: float | None) -> tuple[()]:
         if timeout is None:
             raise Stuck("nothing can happen any more: everybody waits for somebody else")
         self._spins += 1
+        self._passes += 1
+        if self._passes > _PASS_LIMIT:
+            raise Stuck(f"after {self._loop.time():.3f} s there is still no end")
         if timeout > 0:
             self._spins = 0
             self._loop.move_to_next_timer()
@@ -66,6 +70,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def time(self) -> float:
         return self._now
 
+    def refresh(self) -> None:
+        """Count passes anew: what is left has to be swept up."""
+        self._selector = _NoSelector(self)
+
     def move_to_next_timer(self) -> None:
         """Let time pass until the first timer is due."""
         scheduled: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]  # asyncio's heap of timers
@@ -85,6 +93,7 @@ def run_virtual(work: Coroutine[Any, Any, T]) -> T:
     try:
         return loop.run_until_complete(work)
     finally:
+        loop.refresh()
         leftovers = [task for task in asyncio.all_tasks(loop) if not task.done()]
         for task in leftovers:
             task.cancel()

@@ -21,7 +21,7 @@ from quorate.abci import SignedPayload, genesis
 from quorate.abci.machine import Replica
 from quorate.errors import ConfigError
 from quorate.fsm import Period, Service
-from quorate.testing.consensus import Consensus, Peer
+from quorate.testing.consensus import EPOCH_S, Consensus, Peer, seen_votes
 from quorate.testing.faults import ABROAD, LIES, Plan
 from quorate.testing.loop import Stuck, run_virtual
 from quorate.testing.oracles import Judge, Violation
@@ -81,7 +81,11 @@ def simulate(subject: Subject, plan: Plan) -> Report:
     logging.disable(logging.CRITICAL)
     try:
         with _remembering():
-            return run_virtual(_Simulation(subject, plan).run())
+            simulation = _Simulation(subject, plan)
+            try:
+                return run_virtual(simulation.run())
+            except Stuck as error:
+                return simulation.give_up(error.message)
     finally:
         logging.disable(logging.NOTSET)
 
@@ -115,7 +119,7 @@ class _Simulation:
         loop = asyncio.get_running_loop()
         members = tuple(key.address for key in keys(plan.agents))
         honest = frozenset(who for i, who in enumerate(members) if i not in plan.liars)
-        self.judge = Judge(service, CHAIN_ID, members, loop.time, honest)
+        self.judge = Judge(service, CHAIN_ID, members, loop.time, honest, EPOCH_S)
         setting = Setting(
             random.Random(f"world {plan.seed}"),  # noqa: S311
             loop.time,
@@ -136,12 +140,15 @@ class _Simulation:
             for peer in self.consensus.peers:
                 await self.consensus.revive(peer)
             await self._phases(work)
-        except Stuck as error:
-            self.judge.require("periods go on", False, error.message)
         finally:
             for task in work:
                 task.cancel()
             await asyncio.gather(*work, return_exceptions=True)
+        return self._report()
+
+    def give_up(self, why: str) -> Report:
+        """Nothing can happen any more, or it has no end."""
+        self.judge.require("periods go on", False, why)
         return self._report()
 
     async def _phases(self, work: list[asyncio.Task[None]]) -> None:
@@ -224,10 +231,14 @@ class _Simulation:
 
     async def _truncated_log(self, fault: str) -> None:
         peer = self._pick()
+        others = [one for one in self.consensus.peers if one is not peer and one.height >= peer.height]
+        if len(others) < 2 * self.plan.agents // 3:
+            return  # no more may forget than may lie: a block that nobody holds is lost
         self.consensus.crash(peer, "its data is lost")
         keep = self.rng.choice((0, max(0, peer.height - self.rng.randint(1, 20))))
-        peer.blocks, peer.is_wiped = peer.blocks[:keep], True
-        peer.commit, peer.locked = {}, None
+        if keep < peer.height:
+            peer.commit = seen_votes(peer.blocks[keep - 1], peer) if keep else {}
+        peer.blocks, peer.is_wiped, peer.locked = peer.blocks[:keep], True, None
         peer.disk.wipe()
         self._later(self.rng.uniform(0.05, 4), lambda: self.consensus.revive(peer))
 
@@ -402,7 +413,7 @@ class _Simulation:
             periods=period.state.period,
             rounds=period.sequence - 1,
             blocks=len(judge.hashes),
-            virtual_s=asyncio.get_running_loop().time(),
+            virtual_s=judge.now_s(),
             story=tuple(self.story[:3] + self.story[3:][-_STORY_LINES:]),
             checks=dict(sorted(judge.checks.items())),
         )
