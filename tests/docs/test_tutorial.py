@@ -110,6 +110,8 @@ def real_steps(every: list[Step]) -> list[int]:
     )
 
 
+@pytest.mark.integration
+@pytest.mark.needs("python")
 def test_the_tutorial_works_as_it_stands(checkout: Checkout) -> None:
     every = list(steps())
     for number, step in enumerate(every):

@@ -19,6 +19,8 @@ SERVICES = Path(__file__).parents[2] / "services"
 HELLO, DELEGATE = SERVICES / "hello_world", SERVICES / "delegate"
 
 
+@pytest.mark.integration
+@pytest.mark.needs("python")
 def test_the_same_seed_leaves_the_same_trace_in_processes_with_other_hash_seeds() -> None:
     request = {"folder": str(HELLO), "seeds": [1, 5]}
     first, second = (list(run_workers([request], hash_seed=seed)) for seed in (11, 4242))
