@@ -250,3 +250,16 @@ def test_a_picture_of_a_run_refers_to_nothing_outside_of_itself() -> None:
     assert svg.startswith("<svg")
     assert "hello" in svg
     assert re.findall(r"https?://[^\"]+", svg) == ["http://www.w3.org/2000/svg"]
+
+
+def test_while_a_quorum_is_missing_nothing_else_is_said_to_be_waited_for() -> None:
+    story = Story()
+    for number in range(1, 5):
+        story.add(event("round", f"agent-{number}", 1, sequence=4, round="JudgeRound"))
+    for name in ("agent-3", "agent-4"):
+        story.add(event("down", name, 2))
+    story.add(event("settled", "agent-2", 3, round="WatchRound", event="DONE", sequence=4))  # it catches up
+    story.add(event("waiting", "agent-2", 3, **{"for": "a proposal that is open for votes"}))
+    assert story.waiting == "2 of 4 agents answer; 3 are needed"
+    story.add(event("ready", "agent-3", 4))
+    assert story.waiting == ""

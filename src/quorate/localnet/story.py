@@ -165,7 +165,7 @@ class Story:
     def _settled(self, event: Event) -> list[Line]:
         sequence = int(event.get("sequence", 0))
         round_ = self._rounds.setdefault(sequence, _Round(_round_name(event), event.t))
-        if sequence >= self._waiting_in:  # an agent may wait in the next round already
+        if sequence >= self._waiting_in and self._has_quorum():  # an agent may wait in the next round already
             self.waiting = ""
         if round_.is_settled:
             return []
@@ -248,9 +248,9 @@ class Story:
 
     def _waiting(self, event: Event) -> list[Line]:
         reason = ": ".join(str(event.get(name)) for name in ("for", "reason") if event.get(name))
-        self._waiting_in = self._acting.get(event.who, 0)
-        if reason == self.waiting:
+        if reason == self.waiting or not self._has_quorum():  # without a quorum nothing else is worth waiting for
             return []
+        self._waiting_in = self._acting.get(event.who, 0)
         self.waiting = reason
         return [Line(self.elapsed_s, "waiting", reason, Tone.WAITING)]
 
@@ -259,15 +259,23 @@ class Story:
         return [self._line(event, "is down", Tone.BAD), *(self._quorum() if _is_agent(event.who) else ())]
 
     def _quorum(self) -> list[Line]:
-        """Whether enough agents are left to go on: more than two thirds."""
-        up = sum(agent.tone is not Tone.BAD for agent in self.agents.values())
-        needed = 2 * len(self.agents) // 3 + 1
-        if up >= needed:
+        """What is waited for where too few agents are left to go on."""
+        if self._has_quorum():
             self.waiting = ""
             return []
         self._waiting_in = 0
-        self.waiting = f"{up} of {len(self.agents)} agents answer; {needed} are needed"
+        self.waiting = f"{self._up()} of {len(self.agents)} agents answer; {self._needed()} are needed"
         return [Line(self.elapsed_s, "waiting", self.waiting, Tone.WAITING)]
+
+    def _up(self) -> int:
+        return sum(agent.tone is not Tone.BAD for agent in self.agents.values())
+
+    def _needed(self) -> int:
+        """More than two thirds."""
+        return 2 * len(self.agents) // 3 + 1
+
+    def _has_quorum(self) -> bool:
+        return not self.agents or self._up() >= self._needed()
 
     def _step(self, event: Event) -> list[Line]:
         text = str(event.get("text"))
