@@ -89,6 +89,8 @@ class Peer:
     mempool: dict[bytes, None] = field(default_factory=dict)
     seen: set[bytes] = field(default_factory=set)
     process: Process | None = None
+    is_ready: bool = False
+    """True once the handshake has brought the application level; before that the node takes no part."""
     lives: int = 0
     offset_s: float = 0.0
     drift: float = 0.0
@@ -99,7 +101,7 @@ class Peer:
 
     @property
     def is_up(self) -> bool:
-        return self.process is not None
+        return self.process is not None and self.is_ready
 
     @property
     def height(self) -> int:
@@ -166,10 +168,11 @@ class Consensus:
             for task in peer.process.kill():
                 self._keep(task)
             peer.process, peer.mempool, peer.seen, peer.armed = None, {}, set(), ""
+            peer.is_ready = False
 
     async def revive(self, peer: Peer) -> None:
         """Start the agent again: from its disk, by the handshake that CometBFT does."""
-        if peer.is_up:
+        if peer.process is not None:
             return
         peer.lives += 1
         try:
@@ -185,6 +188,7 @@ class Consensus:
             await self._handshake(peer, process)
         except Killed:
             return
+        peer.is_ready = True
         process.start(lambda tx: self._broadcast(peer, tx))
         self._wake.set()
 
@@ -338,6 +342,8 @@ class Consensus:
                 self.judge.require("proposal accepted", found == {True}, f"agent {proposer.index}'s is refused")
 
     async def _judge(self, peer: Peer, block: Decided) -> None:
+        if not self._follows(peer, block):
+            return
         try:
             accepted = (
                 await self._call(peer, "process_proposal", self._request(pb.RequestProcessProposal, block))
@@ -353,7 +359,7 @@ class Consensus:
         self, proposals: dict[int, Decided], powers: dict[int, int]
     ) -> list[tuple[Peer, Decided, dict[int, _Vote]]]:
         """Prevotes, precommits and who decides by what reached it."""
-        up = [peer for peer in self.peers if peer.is_up and peer.index in proposals]
+        up = [peer for peer in self.peers if peer.index in proposals and self._follows(peer, proposals[peer.index])]
         liars = [peer for peer in up if peer.is_liar]
         prevotes: dict[int, Decided] = {}
         for peer in up:
@@ -364,7 +370,7 @@ class Consensus:
         await self._latency()
         candidates = sorted(set(proposals.values()), key=lambda block: block.hash)
         precommits: dict[int, Decided] = {}
-        for peer in (one for one in up if one.is_up and not one.is_liar):
+        for peer in (one for one in up if not one.is_liar and self._follows(one, proposals[one.index])):
             mine = proposals[peer.index]
             for block in sorted(candidates, key=lambda one: one != mine):
                 backers = [self.peers[i] for i, b in prevotes.items() if b == block] + liars
@@ -379,7 +385,13 @@ class Consensus:
         await self._latency()
         return await self._tally(up, proposals, votes, powers)
 
+    def _follows(self, peer: Peer, block: Decided) -> bool:
+        """True where the peer can vote on the block: it may have died and come back with less since it was proposed."""
+        return peer.is_up and peer.height == block.height - 1
+
     async def _extend(self, peer: Peer, block: Decided, votes: dict[tuple[int, bytes], _Vote]) -> None:
+        if not self._follows(peer, block):
+            return
         try:
             answer = await self._call(peer, "extend_vote", self._request(pb.RequestExtendVote, block))
         except Killed:
@@ -397,7 +409,7 @@ class Consensus:
         decisions = []
         candidates = sorted(set(proposals.values()), key=lambda block: block.hash)
         refused = await self._verify_all(up, votes)
-        for peer in (one for one in up if one.is_up):
+        for peer in (one for one in up if self._follows(one, proposals[one.index])):
             mine = proposals[peer.index]
             for block in sorted(candidates, key=lambda one: one != mine):
                 cast = {i: vote for (i, block_hash), vote in votes.items() if block_hash == block.hash}

@@ -280,7 +280,10 @@ class _Simulation:
         await self.consensus.revive(peer)
 
     async def _clock(self, fault: str) -> None:
+        wrong = {one.index for one in self.consensus.peers if one.offset_s} | set(self.plan.liars)
         peer = self._pick()
+        if len(wrong | {peer.index}) > (self.plan.agents - 1) // 3:
+            return  # block time stands as many wrong clocks as liars, together
         peer.offset_s, peer.drift = self.rng.uniform(-20, 20), self.rng.uniform(-0.05, 0.05)
         self._note(f"agent {peer.index}'s clock is off by {peer.offset_s:.1f} s and {peer.drift:.1%}")
 
