@@ -28,6 +28,7 @@ from quorate.abci.payload import SignedPayload, UnsignedPayload
 from quorate.abci.transaction import Kind, Transaction, tick_round
 from quorate.errors import ConfigError, PeerError
 from quorate.fsm import Period, Service, Settled, Votes
+from quorate.nesting import is_too_deep
 from quorate.units import Address
 
 __all__ = [
@@ -137,7 +138,9 @@ class Replica:
     def decode(service: Service, data: bytes) -> Replica:
         """The replica in `data`; `ConfigError` where that is damaged or another service's."""
         try:
-            *fields, checksum = json.loads(data)
+            if is_too_deep(text := data.decode()):
+                raise ConfigError("the stored state is damaged: it is nested too deeply", fix=_DAMAGE_FIX)
+            *fields, checksum = json.loads(text)
             if _checksum(fields) != checksum:
                 raise ConfigError("the stored state is damaged: its checksum does not fit", fix=_DAMAGE_FIX)
             height, hot, ticks, absences, demoted, period = fields
@@ -151,7 +154,7 @@ class Replica:
                 tuple((who, count) for who, count in absences),
                 demoted,
             )
-        except (ValueError, TypeError, RecursionError) as error:
+        except (ValueError, TypeError) as error:
             raise ConfigError(f"the stored state is damaged: {error}", fix=_DAMAGE_FIX) from error
 
 

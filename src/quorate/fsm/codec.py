@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from quorate.errors import PeerError, QuorateError, ServiceError
+from quorate.nesting import is_too_deep
 
 __all__ = ["conform", "decode", "describe", "encode", "require_codable"]
 
@@ -127,10 +128,10 @@ def _decoder(hint: Any) -> Callable[[bytes], Any]:
 
     def decode(data: bytes) -> Any:
         try:
-            plain = _parse(data.decode())
+            if is_too_deep(text := data.decode()):
+                raise _Unfit("nested too deeply")
+            plain = _parse(text)
             canonical = encode(plain)
-        except RecursionError as error:  # no type that we read is that deep: it is unfit, however deep our stack is
-            raise _Unfit("nested too deeply") from error
         except (ValueError, ServiceError) as error:  # JSONDecodeError and UnicodeDecodeError; a float, a huge integer
             raise _Unfit(f"not JSON that can be agreed on: {error}") from error
         if canonical != data:

@@ -446,8 +446,8 @@ async def _bounded(response: aiohttp.ClientResponse, most: int) -> bytes:
 def _words_of(body: bytes) -> str:
     """What an error answer says, cut short: hostile text, shown with escapes."""
     try:
-        message = json.loads(body)["error"]["message"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        message = parse_json(body, "the error")["error"]["message"]
+    except (Malformed, KeyError, TypeError):
         message = body.decode(errors="replace")
     return repr(str(message)[:_SHOWN])
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from eth_utils.address import is_checksum_address
 
 from quorate.errors import Malformed
+from quorate.nesting import is_too_deep
 from quorate.signatures import SIGNATURE_BYTES, domain_separator, keccak, recover, typed_digest
 from quorate.units import Address, Hash
 
@@ -100,11 +101,14 @@ class SignedReceipt(NamedTuple):
         if len(value) > _LONGEST_HEADER:
             raise Malformed(f"its receipt has {len(value)} characters; at most {_LONGEST_HEADER} are read")
         try:
-            parts = json.loads(base64.b64decode(value, altchars=b"-_", validate=True))
+            text = base64.b64decode(value, altchars=b"-_", validate=True).decode()
+            if is_too_deep(text):
+                raise ValueError("nested too deeply")
+            parts = json.loads(text)
             if not isinstance(parts, dict) or parts.keys() != {"receipt", "signature"}:
                 raise ValueError("expected the fields receipt and signature")
             return cls(_receipt_from(parts["receipt"]), _bytes(parts["signature"], SIGNATURE_BYTES))
-        except (ValueError, binascii.Error, RecursionError) as error:
+        except (ValueError, binascii.Error) as error:
             raise Malformed(f"its receipt cannot be read: {error}") from None
 
 

@@ -16,6 +16,7 @@ from eth_utils.address import is_checksum_address
 
 from quorate.chain import Wallet
 from quorate.errors import PeerError
+from quorate.nesting import is_too_deep
 from quorate.signatures import SIGNATURE_BYTES, domain_separator, keccak, recover, typed_digest
 from quorate.units import Address, Hash
 
@@ -104,7 +105,10 @@ class Authorization(NamedTuple):
         try:
             if len(value) > _LONGEST_HEADER:
                 raise ValueError(f"it has {len(value)} characters; at most {_LONGEST_HEADER} are read")
-            parts = json.loads(base64.b64decode(value, altchars=b"-_", validate=True))
+            text = base64.b64decode(value, altchars=b"-_", validate=True).decode()
+            if is_too_deep(text):
+                raise ValueError("nested too deeply")
+            parts = json.loads(text)
             if not isinstance(parts, dict) or parts.keys() != {"address", "nonce", "signature", "time"}:
                 raise ValueError("expected the fields address, nonce, signature and time")
             client, time = parts["address"], parts["time"]
@@ -114,7 +118,7 @@ class Authorization(NamedTuple):
                 raise ValueError("time is no unsigned 64-bit integer")
             nonce = Hash("0x" + _bytes(parts["nonce"], 32).hex())
             return cls(Address(client), time, nonce, _bytes(parts["signature"], SIGNATURE_BYTES))
-        except (ValueError, binascii.Error, RecursionError) as error:
+        except (ValueError, binascii.Error) as error:
             raise PeerError(
                 f"{AUTH_HEADER} cannot be read: {error}", evidence=value[:_LONGEST_HEADER].encode()
             ) from None

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from quorate.errors import ConfigError, Malformed
+from quorate.nesting import is_too_deep
 
 __all__ = ["Schema", "parse_json"]
 
@@ -37,8 +38,11 @@ _TYPES: Mapping[str, Callable[[object], bool]] = {
 def parse_json(text: str | bytes, what: str) -> Any:
     """The JSON value in `text`, without duplicate keys or NaN; raises Malformed."""
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
-    except (ValueError, RecursionError) as error:
+        plain = text if isinstance(text, str) else text.decode()
+        if is_too_deep(plain):
+            raise ValueError("nested too deeply")
+        return json.loads(plain, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
+    except ValueError as error:
         shown = text if isinstance(text, str) else text.decode(errors="replace")
         raise Malformed(f"{what} is no JSON ({error}): {shown[:_SHOWN]!r}") from None
 

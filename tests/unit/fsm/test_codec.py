@@ -115,8 +115,8 @@ def test_a_decoded_dict_iterates_in_key_order_whoever_built_it() -> None:
         (str, b'"\xff"', "not JSON"),
         (str, b"", "not JSON"),
         (int, b"[1", "not JSON"),
-        (int, b"[" * 8000, "nested too deeply|not JSON"),  # hypothesis raises the recursion limit
-        (tuple[int, ...], b"[" * 400 + b"]" * 400, "expected int"),
+        (int, b"[" * 8000, "nested too deeply"),
+        (tuple[int, ...], b"[" * 60 + b"]" * 60, "expected int"),
         (int, b"9" * 311, "at most 1024"),
         (int, str(1 << 1024).encode(), "at most 1024"),
         (dict[str, int], b'{"a":1,"a":1}', "not canonical"),
