@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from quorate.fsm import ROUND_TIMEOUT, Context, Service, State, agree
-from quorate.rounds import from_all, same
+from quorate.members import Membership
+from quorate.rounds import from_all, membership, same
 from quorate.units import Address
 
 
@@ -67,4 +68,28 @@ deadline = Service(
 )
 """The first round is over after one second; then nothing happens."""
 
-ALL = {service.name: service for service in (counting, on_demand, deadline)}
+
+@dataclass(frozen=True)
+class Moved(Membership):
+    value: int = 0
+
+
+@agree(same("value"), timeout_s=60)
+async def raise_value(ctx: Context, state: Moved) -> int:
+    """Propose one more, after as long as the configuration says."""
+    if ctx.config.act_s:
+        await ctx.sleep(ctx.config.act_s)
+    return state.value + 1
+
+
+moving = Service(
+    "moving",
+    state=Moved,
+    start=raise_value,
+    transitions={**membership.transitions, (raise_value, "DONE"): raise_value},
+    otherwise=raise_value,
+    interrupts=(membership.interrupt,),
+)
+"""Counts, while its members change."""
+
+ALL = {service.name: service for service in (counting, on_demand, deadline, moving)}

@@ -16,14 +16,15 @@ import quorate
 from quorate import errors
 
 MODULES = [
-    "quorate", "quorate.units", "quorate.errors", "quorate.loader", "quorate.service_yaml",
+    "quorate", "quorate.units", "quorate.errors", "quorate.loader", "quorate.members", "quorate.service_yaml",
     "quorate.cli.graph", "quorate.cli.logs", "quorate.cli.new", "quorate.cli.replay", "quorate.cli.spec",
     "quorate.cli.status", "quorate.cli.why", "quorate.host.logs", "quorate.host.metrics",
     "quorate.localnet.diagnosis", "quorate.localnet.logbook", "quorate.localnet.recorder", "quorate.localnet.rpc",
     "quorate.localnet.snapshot", "quorate.localnet.transcript",
     "quorate.fsm", "quorate.fsm.codec", "quorate.fsm.period", "quorate.fsm.round",
     "quorate.fsm.service", "quorate.fsm.state", "quorate.fsm.votes",
-    "quorate.rounds", "quorate.rounds.pause", "quorate.rounds.register",
+    "quorate.abci.membership", "quorate.rounds", "quorate.rounds.membership", "quorate.rounds.pause",
+    "quorate.rounds.register",
     "quorate.rounds.rules", "quorate.rounds.sealed",
     "quorate.testing", "quorate.testing.clock",
 ]  # fmt: skip

@@ -12,10 +12,11 @@ How a payload travels (measured: 30 ms and one block a round when acts are fast,
 - A payload that is not ready at its ExtendVote, or while the chain sleeps, is late: it goes as a transaction at once.
 - `Agent.opened` may be called for a block that is never decided, so an act must be harmless to repeat or to abandon.
 - ProcessProposal, FinalizeBlock and Commit depend on the block and the last state only; VerifyVoteExtension on the
-  extension and the genesis only. Clocks are read for three things, none of them agreed: how long to wait for a fast
-  act, when to send again, when to tick.
+  extension and the last state's members only. Clocks are read for three things, none of them agreed: how long to wait
+  for a fast act, when to send again, when to tick.
 - State is written in Commit, before it answers, and nowhere else; work that hangs on a Commit (acts, transactions,
   ticks) starts again from the loaded state.
+- An agent that is no member (not yet, or not any more) follows the chain, acts in no round and sends nothing.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from quorate.abci.archive import FORMAT, Archive, Incoming, Snapshot
 from quorate.abci.genesis import POWER, Genesis
 from quorate.abci.machine import AHEAD, MAX_TICKS, Applied, Block, Replica, apply_block, execute, judge, tick_for
+from quorate.abci.membership import begin, by_validator
 from quorate.abci.node import Broadcast, NodeUnreachable
 from quorate.abci.payload import MAX_PAYLOAD_BYTES, SignedPayload, UnsignedPayload
 from quorate.abci.pb.tendermint.abci import types_pb2 as pb
@@ -39,6 +41,7 @@ from quorate.abci.store import Store
 from quorate.abci.transaction import Kind, Roll, Transaction, encode_bundle, encode_single
 from quorate.errors import ConfigError, PeerError
 from quorate.fsm import Period, Service, Settled
+from quorate.members import Member
 from quorate.units import Address
 
 __all__ = ["Agent", "ServiceApp", "Via"]
@@ -50,6 +53,7 @@ _RESEND_S = 1.0
 _QUIET_S = 0.25  # while blocks of the past rush in, acts start only after a pause of this length
 _TICK_GAP_S = 0.1  # between the first two ticks; doubles
 _CLOCK_MARGIN_S = 0.005
+_FAREWELL_S = 2.0  # a vote that the others may still need has long been passed on then
 _TX_OVERHEAD_BYTES = 8  # protobuf's, for each transaction in a block
 
 _Proposal = TypeVar("_Proposal", pb.RequestProcessProposal, pb.RequestExtendVote, pb.RequestFinalizeBlock)
@@ -88,30 +92,36 @@ class ServiceApp(Application):
         agent: Agent,
         wall_clock: Callable[[], float] = time.time,
         archive: Archive | None = None,
+        joins: bool = False,
     ) -> None:
         """Load the last committed state; `ConfigError` where genesis, service, agent and state do not match.
 
         `wall_clock` (seconds since 1970) says when to tick; a simulation gives each agent one of its own. Without an
-        `archive` no snapshot is written or taken, and no block is ever pruned.
+        `archive` no snapshot is written or taken, and no block is ever pruned. With `joins` this agent may be no member
+        yet: it follows the chain, and acts from when it is one.
         """
         genesis.check(service)
-        if me not in genesis.addresses:
-            raise ConfigError(
-                f"{me} is no member of {genesis.chain_id}; its members are {', '.join(genesis.addresses)}"
-            )
         self.service, self.genesis, self.me = service, genesis, me
         self.failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         """Done when work beside the handlers failed; its result is the exception. The host must stop then."""
+        self.left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when this agent, a member before, has left and the others need its validator no more."""
         self._agent = agent
         self._store = store
         self._wall_clock = wall_clock
         self.archive = archive
         self._incoming: Incoming | None = None
-        self._roll = Roll(genesis.chain_id, genesis.addresses)
-        self._by_validator = {member.validator_address: member for member in genesis.members}
         saved = store.load()
-        first = Replica.start(Period.start(service, genesis.addresses))
+        first = Replica.start(begin(service, genesis))
         self._replica = first if saved is None else Replica.decode(service, saved)
+        if not joins and me not in {*genesis.addresses, *self.period.members}:
+            raise ConfigError(
+                f"{me} is no member of {genesis.chain_id}; its members are {', '.join(self.period.members)}",
+                fix="Start it with the key of a member, or as one who joins.",
+            )
+        self._welcome: set[str] = set()
+        self._left_at = 0
+        self._seat()
         self._speculated: dict[bytes, Applied] = {}  # by block hash; all on top of the committed replica
         self._finalized: Applied | None = None
         self._is_asleep = True  # until a Commit says otherwise: after a restart nobody knows
@@ -140,6 +150,11 @@ class ServiceApp(Application):
         return self._replica.app_hash
 
     @property
+    def members(self) -> tuple[Member, ...]:
+        """The members after the last committed block, sorted by address."""
+        return self._replica.members or self.genesis.members
+
+    @property
     def is_asleep(self) -> bool:
         """True when the chain waits for news (or nobody knows yet)."""
         return self._is_asleep
@@ -159,6 +174,10 @@ class ServiceApp(Application):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._store.close()
+
+    def welcome(self, node_id: str) -> None:
+        """Let this node connect, which is no member's yet: whoever is to join has to catch up first."""
+        self._welcome.add(node_id.lower())
 
     def offer(self, payload: SignedPayload) -> None:
         """Send this agent's payload: by the next vote extension if it is in time, else as a transaction.
@@ -245,7 +264,7 @@ class ServiceApp(Application):
     async def extend_vote(self, request: pb.RequestExtendVote) -> pb.ResponseExtendVote:
         """This agent's payload for the round that the block leads to, if it is ready or about to be."""
         replica = self._speculate(request, request.proposed_last_commit).replica
-        if self.me in replica.period.votes:
+        if self.me in replica.period.votes or self.me not in replica.period.members:
             return pb.ResponseExtendVote()
         self._announce(replica, committed=False)
         payload = await self._outbox.get(replica.opening)
@@ -257,7 +276,7 @@ class ServiceApp(Application):
         return pb.ResponseExtendVote(vote_extension=payload.encode())
 
     async def verify_vote_extension(self, request: pb.RequestVerifyVoteExtension) -> pb.ResponseVerifyVoteExtension:
-        """Depends on the extension and the genesis alone: nodes that disagreed here could halt the chain."""
+        """Depends on the extension and the members alone: nodes that disagreed here could halt the chain."""
         sound = pb.ResponseVerifyVoteExtension(status=pb.ResponseVerifyVoteExtension.ACCEPT)
         if not request.vote_extension:
             return sound
@@ -277,7 +296,7 @@ class ServiceApp(Application):
         applied = self._finalized = self._speculate(request, request.decided_last_commit)
         if not is_live:
             self._announce_when_quiet()
-        updates = [self._update(address, power) for address, power in applied.powers]
+        updates = [self._update(applied.replica, address, power) for address, power in applied.powers]
         results = [pb.ExecTxResult(code=0 if accepted else 1) for accepted in applied.accepted]
         return pb.ResponseFinalizeBlock(
             tx_results=results, app_hash=applied.replica.app_hash, validator_updates=updates
@@ -290,6 +309,7 @@ class ServiceApp(Application):
         stored = applied.replica.encode()
         self._store.save(stored)
         self._replica, self._finalized, self._speculated = applied.replica, None, {}
+        self._change_members(before)
         self._is_asleep = applied.replica.app_hash == before.app_hash  # CometBFT's own rule for a block without news
         self._outbox.forget_before(self.period.sequence)
         if applied.settled is not None:
@@ -297,9 +317,32 @@ class ServiceApp(Application):
         if self._quiet is None:
             self._announce(self._replica, committed=True)
         self._watch_deadline()
-        if self._is_asleep and (payload := self._outbox.peek(self._replica.opening)) is not None:
+        is_late = self._is_asleep or self._outbox.is_late(self._replica.opening)
+        if is_late and (payload := self._outbox.peek(self._replica.opening)) is not None:
             self._send(payload)
         return pb.ResponseCommit(retain_height=self.archive.committed(self.height, stored) if self.archive else 0)
+
+    def _seat(self) -> None:
+        """Believe the members of the committed state."""
+        validators = by_validator(self.members, self._replica.turnover)
+        self._by_validator = validators
+        self._roll = Roll(self.genesis.chain_id, {member.address for member in validators.values()})
+
+    def _change_members(self, before: Replica) -> None:
+        """What the block just committed means for who may speak, and for this agent where it comes or goes."""
+        if self._replica.turnover != before.turnover:
+            self._seat()
+            was, is_member = self.me in before.period.members, self.me in self.period.members
+            self._left_at = self.height if was and not is_member else 0
+            if is_member and not was:
+                self._outbox.mark_late(self._replica.opening)  # the next block is voted on without this validator
+        if self._left_at and self.height > self._left_at and not self.left.done():
+            self._spawn(self._leave())
+
+    async def _leave(self) -> None:
+        await asyncio.sleep(_FAREWELL_S)
+        if not self.left.done():
+            self.left.set_result(None)
 
     def _speculate(self, request: _Proposal, last_commit: pb.CommitInfo) -> Applied:
         """What the block would do (on a copy). FinalizeBlock finds it here when it was proposed to us first."""
@@ -323,9 +366,10 @@ class ServiceApp(Application):
         except PeerError:
             return None
 
-    def _update(self, validator_address: str, power: int) -> pb.ValidatorUpdate:
+    def _update(self, after: Replica, validator_address: str, power: int) -> pb.ValidatorUpdate:
+        known = by_validator(after.members or self.genesis.members, after.turnover)
         update = pb.ValidatorUpdate(power=power)
-        update.pub_key.ed25519 = bytes.fromhex(self._by_validator[validator_address].validator_key)
+        update.pub_key.ed25519 = bytes.fromhex(known[validator_address].validator_key)
         return update
 
     # ---- handlers: snapshots
@@ -381,6 +425,7 @@ class ServiceApp(Application):
             )
         self._store.save(whole)
         self._replica, self._incoming, self._speculated = replica, None, {}
+        self._seat()
         _log.info("took the state of block %d from peers", replica.height)
         self._announce_when_quiet()
         self._watch_deadline()
@@ -404,10 +449,14 @@ class ServiceApp(Application):
         return pb.ResponseCheckTx()
 
     async def query(self, request: pb.RequestQuery) -> pb.ResponseQuery:
-        """`/p2p/filter/...`: only nodes of the genesis may connect. `/status`: where this agent is, as JSON."""
+        """`/p2p/filter/...`: only nodes of members, and welcome ones, may connect. `/status`: where this agent is.
+
+        Nodes of those who left last may, too: an agent that was away has to hear of it.
+        """
         if request.path.startswith("/p2p/filter/id/"):
             node_id = request.path.rsplit("/", 1)[1].lower()
-            is_known = any(member.node_id == node_id for member in self.genesis.members)
+            members = (*self.members, *self._replica.turnover.former)
+            is_known = node_id in self._welcome or any(member.node_id == node_id for member in members)
             return pb.ResponseQuery(code=0 if is_known else 1, log="" if is_known else f"{node_id} is no member's node")
         if request.path.startswith("/p2p/filter/"):
             return pb.ResponseQuery()  # by address: members may move
@@ -423,6 +472,7 @@ class ServiceApp(Application):
             "period": self.period.state.period,
             "round": self.period.round.name,
             "voted": list(self.period.votes.senders()),
+            "members": list(self.period.members),
             "asleep": self._is_asleep,
         }
 
@@ -430,7 +480,8 @@ class ServiceApp(Application):
 
     def _announce(self, replica: Replica, committed: bool) -> None:
         """Tell the agent of the round that `replica` is in, once as proposed and once as committed."""
-        if self._announced in ((replica.opening, committed), (replica.opening, True)):
+        is_known = self._announced in ((replica.opening, committed), (replica.opening, True))
+        if is_known or self.me not in replica.period.members:
             return
         self._announced = (replica.opening, committed)
         self._outbox.expect(replica.opening)
@@ -484,7 +535,7 @@ class ServiceApp(Application):
         if self._ticker is not None and self._ticker[0] != period.sequence:
             self._ticker[1].cancel()
             self._ticker = None
-        if self._ticker is None and period.deadline_ms is not None:
+        if self._ticker is None and period.deadline_ms is not None and self.me in period.members:
             self._ticker = (period.sequence, self._spawn(self._tick(period, period.deadline_ms)))
 
     async def _tick(self, period: Period, deadline_ms: int) -> None:

@@ -1,9 +1,4 @@
-"""What the agents of a service agree on before the first block: the chain's id, the service, and who its members are.
-
-A member is an Ethereum address (it signs payloads), a validator key (CometBFT signs votes with it) and a node key
-(p2p). The address's own signature binds the three to this chain, so nobody can enter another's address beside his own
-validator.
-"""
+"""What the agents of a service agree on before the first block: the chain's id, the service, and its first members."""
 
 from __future__ import annotations
 
@@ -14,14 +9,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from quorate.errors import ConfigError
 from quorate.fsm import Service
-from quorate.signatures import domain_separator, keccak, recover, typed_digest
+from quorate.members import BindingSigner, Identity, Member, binding_digest
 from quorate.units import Address
 
 __all__ = ["POWER", "BindingSigner", "Genesis", "Identity", "Member", "binding_digest", "has_signed", "make_identity"]
@@ -31,73 +26,10 @@ POWER = 20
 MAX_BLOCK_BYTES = 4 * 1024 * 1024
 MAX_CHAIN_ID_BYTES = 50  # CometBFT's own limit
 
-_DOMAIN = domain_separator("Quorate validator")
-_TYPE = "Validator(string chain,bytes32 validatorKey,string node)"
-
-
-class BindingSigner(Protocol):
-    """The Ethereum key of an agent."""
-
-    @property
-    def address(self) -> Address: ...
-
-    def sign_digest(self, digest: bytes) -> bytes:
-        """65 bytes: r, s, v (27 or 28)."""
-        ...
-
-
-def binding_digest(chain_id: str, validator_key: bytes, node_id: str) -> bytes:
-    """What an agent signs to say: on `chain_id` this validator and this node are mine (EIP-712)."""
-    return typed_digest(_DOMAIN, _TYPE, keccak(text=chain_id), validator_key, keccak(text=node_id))
-
-
-@dataclass(frozen=True)
-class Identity:
-    """The public halves of the keys that CometBFT uses for one validator."""
-
-    validator_key: bytes
-    node_id: str
-
-
-@dataclass(frozen=True)
-class Member:
-    """One agent as the genesis names it; byte strings in hex."""
-
-    address: Address
-    validator_key: str
-    node_id: str
-    binding: str
-
-    @staticmethod
-    def bind(identity: Identity, chain_id: str, signer: BindingSigner) -> Member:
-        """The member whose address is `signer`'s."""
-        signature = signer.sign_digest(binding_digest(chain_id, identity.validator_key, identity.node_id))
-        return Member(signer.address, identity.validator_key.hex(), identity.node_id, signature.hex())
-
-    @property
-    def validator_address(self) -> str:
-        """How CometBFT names the validator in a commit: upper-case hex."""
-        return _short_hash(bytes.fromhex(self.validator_key)).hex().upper()
-
-    def check(self, chain_id: str) -> None:
-        """Raise `ConfigError` where the address has not signed for these keys on this chain."""
-        signed_by = None
-        try:
-            digest = binding_digest(chain_id, bytes.fromhex(self.validator_key), self.node_id)
-            signed_by = recover(digest, bytes.fromhex(self.binding))
-        except ValueError:
-            pass  # no hex, or a key that is not 32 bytes long: nobody has signed that
-        if signed_by != self.address:
-            raise ConfigError(
-                f"the genesis of {chain_id} binds validator {self.validator_key} to {self.address}, but the "
-                f"signature is {'no valid one' if signed_by is None else f'of {signed_by}'}",
-                fix="Have each agent sign its own validator key for this chain, and write the genesis anew.",
-            )
-
 
 @dataclass(frozen=True)
 class Genesis:
-    """The agreed beginning of a service's chain."""
+    """The agreed beginning of a service's chain. Members may change later (`quorate.members`); this stays."""
 
     chain_id: str
     service: str

@@ -20,14 +20,16 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from quorate.abci.genesis import POWER
+from quorate.abci.membership import Turnover, powers_of, roster_of, seat
 from quorate.abci.payload import SignedPayload, UnsignedPayload
 from quorate.abci.transaction import Kind, Transaction, tick_round
 from quorate.errors import ConfigError, PeerError
 from quorate.fsm import Period, Service, Settled, Votes
+from quorate.members import Member
 from quorate.nesting import is_too_deep
 from quorate.units import Address
 
@@ -92,6 +94,7 @@ class Replica:
     """Blocks with news that a validator (by its CometBFT address) has missed in a row, sorted."""
     demoted: str = ""
     """The one validator that runs with `DEMOTED_POWER`."""
+    turnover: Turnover = field(default_factory=Turnover)
 
     @staticmethod
     def start(period: Period) -> Replica:
@@ -101,8 +104,16 @@ class Replica:
     @cached_property
     def app_hash(self) -> bytes:
         """32 bytes; equal on all nodes after the same blocks, and equal to the last one's where a block had no news."""
-        rest = json.dumps([self.hot, self.ticks, self.absences, self.demoted], separators=(",", ":"))
+        fields = [self.hot, self.ticks, self.absences, self.demoted]
+        if self.turnover.height:  # else the hashes of chains that began before members could change stay what they were
+            fields.append(self.turnover.plain())
+        rest = json.dumps(fields, separators=(",", ":"))
         return hashlib.sha256(self.period.digest() + rest.encode()).digest()
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The members as the agreed state has them; empty where they are those of the genesis for good."""
+        return roster_of(self.period)
 
     def why_not(self, payload: SignedPayload) -> str | None:
         """Why this verified payload would not count in the next block; None where it counts."""
@@ -120,6 +131,8 @@ class Replica:
             return f"the tick is for round {tick.sequence}; round {self.period.sequence} is going on"
         if tick.round != tick_round(self.period.round.name) or not self.period.clock_ms or self.period.is_final:
             return f"no clock runs for {tick.round}"
+        if tick.sender not in self.period.members:
+            return f"{tick.sender} is no member any more"
         if len(tick.body) != 1 or not self.ticks_of(tick.sender) <= tick.body[0] < MAX_TICKS:
             return f"tick {tick.body.hex()} of {tick.sender}, who has spent {self.ticks_of(tick.sender)} of {MAX_TICKS}"
         return None
@@ -131,7 +144,7 @@ class Replica:
     def encode(self) -> bytes:
         """For durable storage. Its checksum lets `decode` find damage; the app hash would not cover the height."""
         period = base64.b64encode(self.period.encode()).decode()
-        fields = [self.height, self.hot, self.ticks, self.absences, self.demoted, period]
+        fields = [self.height, self.hot, self.ticks, self.absences, self.demoted, period, self.turnover.plain()]
         return json.dumps([*fields, _checksum(fields)], separators=(",", ":")).encode()
 
     @staticmethod
@@ -143,7 +156,7 @@ class Replica:
             *fields, checksum = json.loads(text)
             if _checksum(fields) != checksum:
                 raise ConfigError("the stored state is damaged: its checksum does not fit", fix=_DAMAGE_FIX)
-            height, hot, ticks, absences, demoted, period = fields
+            height, hot, ticks, absences, demoted, period, *later = fields
             decoded = Period.decode(service, base64.b64decode(period, validate=True))
             return Replica(
                 decoded,
@@ -153,6 +166,7 @@ class Replica:
                 tuple((Address(who), count) for who, count in ticks),
                 tuple((who, count) for who, count in absences),
                 demoted,
+                Turnover.read(later[0]) if later else Turnover(),  # from before members could change
             )
         except (ValueError, TypeError) as error:
             raise ConfigError(f"the stored state is damaged: {error}", fix=_DAMAGE_FIX) from error
@@ -231,12 +245,15 @@ def apply_block(replica: Replica, block: Block) -> Applied:
         current = counted or current
     has_news = any(accepted) or block.height == INITIAL_HEIGHT
     settled = None
+    powers: dict[str, int] = {}
     if block.height > INITIAL_HEIGHT:
         current, settled = _end(current, block.time_ms)
-    powers: tuple[tuple[str, int], ...] = ()
+        current, powers = _turn_over(current, replica.members, block.height)
     if has_news or settled:
-        current, powers = _count_absences(dataclasses.replace(current, hot=block.height), block)
-    return Applied(dataclasses.replace(current, height=block.height), tuple(accepted), settled, powers)
+        current, changed = _count_absences(dataclasses.replace(current, hot=block.height), block)
+        powers |= changed
+    current = dataclasses.replace(current, height=block.height)
+    return Applied(current, tuple(accepted), settled, tuple(sorted(powers.items())))
 
 
 def _execute_if_sound(replica: Replica, tx: Transaction | None) -> Replica | None:
@@ -250,26 +267,37 @@ def _end(replica: Replica, time_ms: int) -> tuple[Replica, Settled | None]:
     period, settled = replica.period.end_block(time_ms)
     if settled is None:
         return dataclasses.replace(replica, period=period), None
+    period = seat(period)
     return dataclasses.replace(replica, period=period, opening=opening_of(period), ticks=()), settled
 
 
-def _count_absences(replica: Replica, block: Block) -> tuple[Replica, tuple[tuple[str, int], ...]]:
+def _turn_over(replica: Replica, before: tuple[Member, ...], height: int) -> tuple[Replica, dict[str, int]]:
+    """Where the members are others than `before`: remember who goes, and say what the validators' powers become."""
+    if replica.members == before:
+        return replica, {}
+    turnover = replica.turnover.after(height, before, replica.members)
+    demoted = "" if replica.demoted in {one.validator_address for one in turnover.former} else replica.demoted
+    return dataclasses.replace(replica, turnover=turnover, demoted=demoted), powers_of(before, replica.members)
+
+
+def _count_absences(replica: Replica, block: Block) -> tuple[Replica, dict[str, int]]:
     """Lower the power of one validator that was long absent, and raise it again at its first vote.
 
     One at a time: with two of 3f+1 lowered, f Byzantine ones could hold a third. Counted in blocks with news only,
     because the counts are part of the app hash and would otherwise keep the chain awake while one agent is away.
     """
-    before = dict(replica.absences)
-    absences = {who: before.get(who, 0) + 1 for who in block.absent}
-    demoted, powers = replica.demoted, []
+    gone = {one.validator_address for one in replica.turnover.former}  # their last votes come after they went
+    before = {who: count for who, count in replica.absences if who not in gone}
+    absences = {who: before.get(who, 0) + 1 for who in block.absent if who not in gone}
+    demoted, powers = replica.demoted, dict[str, int]()
     if demoted and demoted in block.present:
-        powers.append((demoted, POWER))
+        powers[demoted] = POWER
         demoted = ""
     elif not demoted:
         n = len(block.absent) + len(block.present)
         longest = max(absences, key=lambda who: (absences[who], who), default="")
         if longest and absences[longest] >= max(_DEMOTE_AFTER, 4 * n):
-            powers.append((longest, DEMOTED_POWER))
+            powers[longest] = DEMOTED_POWER
             demoted = longest
     kept = {**{who: count for who, count in before.items() if who not in block.present}, **absences}
-    return dataclasses.replace(replica, absences=tuple(sorted(kept.items())), demoted=demoted), tuple(powers)
+    return dataclasses.replace(replica, absences=tuple(sorted(kept.items())), demoted=demoted), powers

@@ -22,6 +22,7 @@ from typing import Any
 
 from quorate.abci import Genesis
 from quorate.abci.machine import Applied, Block, Replica, apply_block
+from quorate.abci.membership import begin, by_validator
 from quorate.abci.transaction import Roll, Transaction
 from quorate.errors import ConfigError, PeerError, QuorateError
 from quorate.fsm import Period, Service, codec
@@ -187,8 +188,7 @@ def annotate(transcript: Transcript, service: Service, periods: int | None = Non
 
 def _run(transcript: Transcript, service: Service) -> Iterator[tuple[Replica, Applied | QuorateError]]:
     genesis = transcript.genesis
-    roll = Roll(genesis.chain_id, genesis.addresses)
-    replica = Replica.start(Period.start(service, genesis.addresses))
+    replica = Replica.start(begin(service, genesis))
     if transcript.start is not None:
         try:
             replica = Replica.decode(service, transcript.start)
@@ -196,6 +196,8 @@ def _run(transcript: Transcript, service: Service) -> Iterator[tuple[Replica, Ap
             yield replica, error
             return
     for block in transcript.blocks:
+        senders = by_validator(replica.members or genesis.members, replica.turnover).values()
+        roll = Roll(genesis.chain_id, {member.address for member in senders})
         txs = tuple(_transaction(roll, data) for data in block.txs)
         try:
             applied = apply_block(replica, Block(block.height, block.time_ms, txs, block.absent, block.present))

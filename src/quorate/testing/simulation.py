@@ -17,7 +17,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from quorate.abci import SignedPayload, genesis
+from quorate import members as member_records
+from quorate.abci import SignedPayload
 from quorate.abci.machine import Replica
 from quorate.errors import ConfigError
 from quorate.fsm import Period, Service
@@ -94,14 +95,14 @@ def simulate(subject: Subject, plan: Plan) -> Report:
 def _remembering() -> Iterator[None]:
     """Each agent checks each signature by itself; here they are in one process, and once a seed is enough."""
     check, decode = SignedPayload.is_signed_by_sender, SignedPayload.decode
-    recover = getattr(genesis, "recover")  # noqa: B009  (mypy: imported there, not exported)
+    recover = getattr(member_records, "recover")  # noqa: B009  (mypy: imported there, not exported)
     setattr(SignedPayload, "is_signed_by_sender", functools.lru_cache(4096)(check))  # noqa: B010  (mypy: a method)
     setattr(SignedPayload, "decode", staticmethod(functools.lru_cache(4096)(decode)))  # noqa: B010
-    setattr(genesis, "recover", functools.lru_cache(4096)(recover))  # noqa: B010
+    setattr(member_records, "recover", functools.lru_cache(4096)(recover))  # noqa: B010
     try:
         yield
     finally:
-        setattr(genesis, "recover", recover)  # noqa: B010
+        setattr(member_records, "recover", recover)  # noqa: B010
         setattr(SignedPayload, "is_signed_by_sender", check)  # noqa: B010
         setattr(SignedPayload, "decode", staticmethod(decode))  # noqa: B010
 
