@@ -8,6 +8,8 @@ from quorate.fsm import ROUND_TIMEOUT, Context, Service, State, agree
 from quorate.members import Membership
 from quorate.rounds import from_all, membership, same
 from quorate.units import Address
+from tests.upgrades.v1.ledger.service import service as ledger_1
+from tests.upgrades.v2.ledger.service import service as ledger_2
 
 
 @dataclass(frozen=True)
@@ -92,4 +94,4 @@ moving = Service(
 )
 """Counts, while its members change."""
 
-ALL = {service.name: service for service in (counting, on_demand, deadline, moving)}
+ALL = {service.name: service for service in (counting, on_demand, deadline, moving, ledger_1)} | {"ledger_2": ledger_2}

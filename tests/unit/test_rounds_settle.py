@@ -393,8 +393,8 @@ def test_a_service_joins_the_table_and_says_what_is_before_and_behind_it() -> No
     edges = {**BEHIND, (register, "DONE"): order, (order, "DONE"): sign, (pause, "DONE"): order}
     register_again = {(register, "ROUND_TIMEOUT"): register}
     service = Service("payer", state=Settling, start=register, transitions={**edges, **register_again}, otherwise=pause)
-    assert service.next(send, "STUCK") is review
-    assert service.next(sign, "NO_MAJORITY") is pause
+    assert service.table[send.name, "STUCK"] is review
+    assert service.table[sign.name, "NO_MAJORITY"] is pause
 
 
 def test_a_service_that_never_agrees_on_an_intent_is_an_error_at_import() -> None:

@@ -111,7 +111,7 @@ def test_a_recording_may_begin_in_the_middle_with_the_state_of_then(recorded: Tr
     assert (found.blocks, found.rounds, found.broken) == (6, 6, None)
     broken = replay(later, count_to(1, timeout_s=31)).broken
     assert broken is not None
-    assert (broken.height, "the stored state is of the service tally" in broken.cause) == (7, True)
+    assert (broken.height, "the stored state of tally" in broken.cause) == (7, True)
 
 
 def test_the_state_of_a_running_agent_is_read_and_not_touched(tmp_path: Path) -> None:

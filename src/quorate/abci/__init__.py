@@ -20,6 +20,7 @@ from quorate.abci.node import Broadcast, Node, NodeExited, NodeUnreachable, Stat
 from quorate.abci.payload import MAX_BODY_BYTES, SignedPayload, UnsignedPayload, payload_digest
 from quorate.abci.server import Application, Server, serve
 from quorate.abci.store import Store
+from quorate.abci.upgrade import Plan, Target, UpgradeDue, ask_for
 from quorate.abci.validator import Validator, make_testnet
 
 __all__ = [
@@ -35,15 +36,19 @@ __all__ = [
     "Node",
     "NodeExited",
     "NodeUnreachable",
+    "Plan",
     "Retention",
     "Server",
     "ServiceApp",
     "SignedPayload",
     "Status",
     "Store",
+    "Target",
     "UnsignedPayload",
+    "UpgradeDue",
     "Validator",
     "Via",
+    "ask_for",
     "binding_digest",
     "make_identity",
     "make_testnet",

@@ -39,8 +39,9 @@ from quorate.abci.pb.tendermint.types import validator_pb2
 from quorate.abci.server import Application
 from quorate.abci.store import Store
 from quorate.abci.transaction import Kind, Roll, Transaction, encode_bundle, encode_single
+from quorate.abci.upgrade import FIRST_HEIGHT, UpgradeDue
 from quorate.errors import ConfigError, PeerError
-from quorate.fsm import Period, Service, Settled
+from quorate.fsm import Period, Service, Settled, codec
 from quorate.members import Member
 from quorate.units import Address
 
@@ -93,8 +94,12 @@ class ServiceApp(Application):
         wall_clock: Callable[[], float] = time.time,
         archive: Archive | None = None,
         joins: bool = False,
+        config_hash: str = "",
     ) -> None:
         """Load the last committed state; `ConfigError` where genesis, service, agent and state do not match.
+
+        `UpgradeDue` where the state belongs to another version from now on. `config_hash` is that of the settings
+        which agents share, compared with what they agreed on; empty: it is not compared.
 
         `wall_clock` (seconds since 1970) says when to tick; a simulation gives each agent one of its own. Without an
         `archive` no snapshot is written or taken, and no block is ever pruned. With `joins` this agent may be no member
@@ -103,7 +108,10 @@ class ServiceApp(Application):
         genesis.check(service)
         self.service, self.genesis, self.me = service, genesis, me
         self.failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
-        """Done when work beside the handlers failed; its result is the exception. The host must stop then."""
+        """Done when work beside the handlers failed, or with `UpgradeDue`; its result is the exception.
+
+        The host must stop then.
+        """
         self.left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when this agent, a member before, has left and the others need its validator no more."""
         self._agent = agent
@@ -122,6 +130,12 @@ class ServiceApp(Application):
         self._welcome: set[str] = set()
         self._left_at = 0
         self._seat()
+        self._replica.refuse_next(self._replica.height + 1)
+        self._config_hash = config_hash
+        if not self.awaits_snapshot:
+            self._check_settings(self._replica)
+        elif archive is None:
+            raise self._began_otherwise()
         self._speculated: dict[bytes, Applied] = {}  # by block hash; all on top of the committed replica
         self._finalized: Applied | None = None
         self._is_asleep = True  # until a Commit says otherwise: after a restart nobody knows
@@ -159,6 +173,11 @@ class ServiceApp(Application):
         """True when the chain waits for news (or nobody knows yet)."""
         return self._is_asleep
 
+    @property
+    def awaits_snapshot(self) -> bool:
+        """True for a later version's code without a state: the chain's first blocks are not its own to execute."""
+        return not self.height and self.genesis.spec_hash != self.service.spec_hash
+
     def start(self, broadcast: Callable[[bytes], Awaitable[Broadcast]]) -> None:
         """Begin to act: in a sleeping chain nobody else would. `broadcast` gives the node's mempool a transaction."""
         self._broadcast = broadcast
@@ -192,6 +211,16 @@ class ServiceApp(Application):
         if self._is_asleep or self._outbox.is_late(payload.opening):
             self._send(payload)
 
+    def ask_upgrade(self, ask: SignedPayload) -> None:
+        """Send this agent's signed ask (`quorate.abci.ask_for`) until it counts; `ConfigError` where it never can."""
+        if ask.sender != self.me or not ask.is_signed_by_sender(self.genesis.chain_id):
+            raise ConfigError(f"an ask of {ask.sender} that {self.me} did not sign for {self.genesis.chain_id}")
+        try:
+            execute(self._replica, Transaction(Kind.UPGRADE, (ask,)))
+        except PeerError as error:
+            raise ConfigError(error.message) from error
+        self._spawn(self._ask_until_counted(ask))
+
     # ---- handlers: consensus
 
     async def info(self, request: pb.RequestInfo) -> pb.ResponseInfo:
@@ -201,6 +230,8 @@ class ServiceApp(Application):
 
     async def init_chain(self, request: pb.RequestInitChain) -> pb.ResponseInitChain:
         """Refuse to begin a chain whose genesis, as CometBFT read it, is not the one that this agent was given."""
+        if self.awaits_snapshot:
+            raise self._began_otherwise()
         expected = sorted((bytes.fromhex(member.validator_key), POWER) for member in self.genesis.members)
         if sorted((v.pub_key.ed25519, v.power) for v in request.validators) != expected:
             raise ConfigError(
@@ -213,6 +244,7 @@ class ServiceApp(Application):
 
     async def prepare_proposal(self, request: pb.RequestPrepareProposal) -> pb.ResponsePrepareProposal:
         """The payloads of the last commit's extensions in one bundle, then what in the mempool counts now."""
+        self._replica.refuse_next(request.height)
         room = request.max_tx_bytes
         replica, txs = self._replica, []
         bundle: list[SignedPayload] = []
@@ -245,6 +277,7 @@ class ServiceApp(Application):
         return found
 
     async def process_proposal(self, request: pb.RequestProcessProposal) -> pb.ResponseProcessProposal:
+        self._replica.refuse_next(request.height)
         problem = self._problem(list(request.txs))
         if problem is not None:
             _log.warning(
@@ -314,13 +347,28 @@ class ServiceApp(Application):
         self._outbox.forget_before(self.period.sequence)
         if applied.settled is not None:
             self._agent.settled(applied.settled, self.period, self.height)
+        self._go_on()
+        began = self._replica.upgrades.began
+        is_new_version = self.height == began > FIRST_HEIGHT
+        retain = self.archive.committed(self.height, stored, is_new_version=is_new_version) if self.archive else 0
+        return pb.ResponseCommit(retain_height=retain)
+
+    def _go_on(self) -> None:
+        """After a Commit: act, tick and send in the round that is open now, unless another version has to."""
+        try:
+            self._replica.refuse_next(self.height + 1)
+        except UpgradeDue as due:
+            if self._quiet is not None:
+                self._quiet.cancel()
+            if not self.failed.done():
+                self.failed.set_result(due)
+            return
         if self._quiet is None:
             self._announce(self._replica, committed=True)
         self._watch_deadline()
         is_late = self._is_asleep or self._outbox.is_late(self._replica.opening)
         if is_late and (payload := self._outbox.peek(self._replica.opening)) is not None:
             self._send(payload)
-        return pb.ResponseCommit(retain_height=self.archive.committed(self.height, stored) if self.archive else 0)
 
     def _seat(self) -> None:
         """Believe the members of the committed state."""
@@ -371,6 +419,25 @@ class ServiceApp(Application):
         update = pb.ValidatorUpdate(power=power)
         update.pub_key.ed25519 = bytes.fromhex(known[validator_address].validator_key)
         return update
+
+    def _check_settings(self, replica: Replica) -> None:
+        agreed = replica.upgrades.config_hash
+        if replica.upgrades.began == FIRST_HEIGHT:
+            agreed = self.genesis.config_hash
+        if agreed and self._config_hash and agreed != self._config_hash:
+            raise ConfigError(
+                f"the settings of {self.service.name} hash to {self._config_hash}; its agents agreed on {agreed}",
+                fix="Give every agent the same service.yaml and the same addresses.",
+            )
+
+    def _began_otherwise(self) -> ConfigError:
+        """Why this code cannot execute the chain's first block."""
+        return ConfigError(
+            f"{self.genesis.chain_id} began with the version {self.genesis.spec_hash[:12]} of {self.service.name}; "
+            f"version {self.service.version} ({self.service.spec_hash[:12]}) cannot execute its first block",
+            fix="Let it take a snapshot that its peers have made since the upgrade (name their nodes in `peers`, and "
+            "see that they run), or start the version that the chain began with until it ends by itself.",
+        )
 
     # ---- handlers: snapshots
 
@@ -423,6 +490,7 @@ class ServiceApp(Application):
                 f"a state of height {replica.height} with the app hash {replica.app_hash.hex()}; the chain's at "
                 f"{incoming.snapshot.height} is {incoming.app_hash.hex()}"
             )
+        self._check_settings(replica)
         self._store.save(whole)
         self._replica, self._incoming, self._speculated = replica, None, {}
         self._seat()
@@ -474,6 +542,8 @@ class ServiceApp(Application):
             "voted": list(self.period.votes.senders()),
             "members": list(self.period.members),
             "asleep": self._is_asleep,
+            "version": self.service.version,
+            "upgrade": json.loads(codec.encode(self._replica.upgrades)),
         }
 
     # ---- beside the handlers
@@ -510,6 +580,11 @@ class ServiceApp(Application):
         self._agent.sent(payload, "transaction")
         while self._may_still_count(payload):
             await self._hand_over(tx)
+            await asyncio.sleep(_RESEND_S)
+
+    async def _ask_until_counted(self, ask: SignedPayload) -> None:
+        while _counted(self._replica, Transaction(Kind.UPGRADE, (ask,))) is not None:
+            await self._hand_over(encode_single(Kind.UPGRADE, ask))
             await asyncio.sleep(_RESEND_S)
 
     def _may_still_count(self, payload: SignedPayload) -> bool:

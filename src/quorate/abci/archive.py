@@ -63,9 +63,12 @@ class Archive:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
-    def committed(self, height: int, state: bytes) -> int:
-        """Note that `state` is durable at `height`; returns the height below which blocks may go (0: none)."""
-        if height % self.retention.snapshot_every:
+    def committed(self, height: int, state: bytes, *, is_new_version: bool = False) -> int:
+        """Note that `state` is durable at `height`; returns the height below which blocks may go (0: none).
+
+        The first state of a new version is kept whatever its height: its code can take no older one.
+        """
+        if height % self.retention.snapshot_every and not is_new_version:
             return 0
         part = self._folder / "part"
         try:

@@ -55,12 +55,16 @@ class Genesis:
         return tuple(member.address for member in self.members)
 
     def check(self, service: Service) -> None:
-        """Raise `ConfigError` where this is not `service`'s genesis, or a member is not what it claims to be."""
+        """Raise `ConfigError` where this is not `service`'s genesis, or a member is not what it claims to be.
+
+        A later version of the service may have another specification than the chain began with; what its members
+        agreed on is said by the stored state alone.
+        """
         if not 0 < len(self.chain_id.encode()) <= MAX_CHAIN_ID_BYTES:
             raise ConfigError(
                 f"the chain id {self.chain_id!r} has not 1 to {MAX_CHAIN_ID_BYTES} bytes", fix="Choose another one."
             )
-        if (self.service, self.spec_hash) != (service.name, service.spec_hash):
+        if self.service != service.name or (service.version == 1 and self.spec_hash != service.spec_hash):
             raise ConfigError(
                 f"the genesis of {self.chain_id} is for the service {self.service} with the specification "
                 f"{self.spec_hash}; this code is {service.name} with {service.spec_hash}",

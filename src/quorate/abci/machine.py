@@ -7,8 +7,8 @@ then the chain sleeps.
 
 - A round's clock starts at the block after the one that opened it: the block that ends a sleep carries the time
   before it.
-- The first block carries the genesis time, which may be hours old: it delivers payloads, ends no round and starts no
-  clock.
+- The first block carries the genesis time, and the first one of a later version of the service the time before the
+  upgrade, which may be hours old: they deliver payloads, end no round and start no clock.
 - A block with a payload that does not count is refused as a whole (`judge`): an honest proposer knows the same state,
   so only a faulty one can propose it. A payload that is *missing* in a block says nothing: nodes see different votes.
 """
@@ -27,8 +27,9 @@ from quorate.abci.genesis import POWER
 from quorate.abci.membership import Turnover, powers_of, roster_of, seat
 from quorate.abci.payload import SignedPayload, UnsignedPayload
 from quorate.abci.transaction import Kind, Transaction, tick_round
+from quorate.abci.upgrade import NO_UPGRADES, UpgradeDue, Upgrades, take_over
 from quorate.errors import ConfigError, PeerError
-from quorate.fsm import Period, Service, Settled, Votes
+from quorate.fsm import Period, Service, Settled, Votes, codec
 from quorate.members import Member
 from quorate.nesting import is_too_deep
 from quorate.units import Address
@@ -56,7 +57,6 @@ DEMOTED_POWER = 2
 """Power of a validator that was long absent: it proposes rarely, so the others seldom wait for it. Even, like POWER."""
 _DEMOTE_AFTER = 16
 """Absences in a row, in blocks with news; well above n: with timeout_commit 0 a slow honest vote is often missed."""
-INITIAL_HEIGHT = 1
 
 
 def opening_of(period: Period) -> bytes:
@@ -95,6 +95,9 @@ class Replica:
     demoted: str = ""
     """The one validator that runs with `DEMOTED_POWER`."""
     turnover: Turnover = field(default_factory=Turnover)
+    upgrades: Upgrades = NO_UPGRADES
+    inherited: bytes = b""
+    """The app hash that an older version gave for this height, where no block of this one has come yet."""
 
     @staticmethod
     def start(period: Period) -> Replica:
@@ -104,11 +107,16 @@ class Replica:
     @cached_property
     def app_hash(self) -> bytes:
         """32 bytes; equal on all nodes after the same blocks, and equal to the last one's where a block had no news."""
+        return self.inherited or self._hash_over(self.period.digest())
+
+    def _hash_over(self, period_digest: bytes) -> bytes:
         fields = [self.hot, self.ticks, self.absences, self.demoted]
         if self.turnover.height:  # else the hashes of chains that began before members could change stay what they were
             fields.append(self.turnover.plain())
-        rest = json.dumps(fields, separators=(",", ":"))
-        return hashlib.sha256(self.period.digest() + rest.encode()).digest()
+        rest = json.dumps(fields, separators=(",", ":")).encode()
+        if self.upgrades != NO_UPGRADES:  # likewise
+            rest += codec.encode(self.upgrades)
+        return hashlib.sha256(period_digest + rest).digest()
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -141,15 +149,24 @@ class Replica:
         """How many ticks `sender` has spent in this round."""
         return dict(self.ticks).get(sender, 0)
 
+    def refuse_next(self, height: int) -> None:
+        """Raise `UpgradeDue` where the block of `height` belongs to another version than this code is."""
+        if self.upgrades.due is not None and self.upgrades.is_due(height):
+            raise UpgradeDue(self.period.service.name, self.period.service.version, self.upgrades.due)
+
     def encode(self) -> bytes:
         """For durable storage. Its checksum lets `decode` find damage; the app hash would not cover the height."""
         period = base64.b64encode(self.period.encode()).decode()
         fields = [self.height, self.hot, self.ticks, self.absences, self.demoted, period, self.turnover.plain()]
+        fields.append(json.loads(codec.encode(self.upgrades)))
         return json.dumps([*fields, _checksum(fields)], separators=(",", ":")).encode()
 
     @staticmethod
     def decode(service: Service, data: bytes) -> Replica:
-        """The replica in `data`; `ConfigError` where that is damaged or another service's."""
+        """The replica in `data`, taken over where an older version wrote it and the change to this one is due.
+
+        `ConfigError` where that is damaged, another service's, or another version's.
+        """
         try:
             if is_too_deep(text := data.decode()):
                 raise ConfigError("the stored state is damaged: it is nested too deeply", fix=_DAMAGE_FIX)
@@ -157,8 +174,10 @@ class Replica:
             if _checksum(fields) != checksum:
                 raise ConfigError("the stored state is damaged: its checksum does not fit", fix=_DAMAGE_FIX)
             height, hot, ticks, absences, demoted, period, *later = fields
-            decoded = Period.decode(service, base64.b64decode(period, validate=True))
-            return Replica(
+            stored = base64.b64decode(period, validate=True)
+            upgrades = codec.decode(Upgrades, codec.encode(later[1])) if len(later) > 1 else NO_UPGRADES
+            decoded, upgrades_now = take_over(service, stored, upgrades, height)
+            replica = Replica(
                 decoded,
                 opening_of(decoded),
                 height,
@@ -167,8 +186,13 @@ class Replica:
                 tuple((who, count) for who, count in absences),
                 demoted,
                 Turnover.read(later[0]) if later else Turnover(),  # from before members could change
+                upgrades,
             )
-        except (ValueError, TypeError) as error:
+            if upgrades_now is upgrades:
+                return replica
+            theirs = replica._hash_over(hashlib.sha256(stored).digest())
+            return dataclasses.replace(replica, ticks=(), upgrades=upgrades_now, inherited=theirs)
+        except (ValueError, TypeError, PeerError) as error:
             raise ConfigError(f"the stored state is damaged: {error}", fix=_DAMAGE_FIX) from error
 
 
@@ -219,6 +243,9 @@ def judge(replica: Replica, txs: Sequence[Transaction]) -> str | None:
 
 def execute(replica: Replica, tx: Transaction) -> Replica:
     """`replica` with all that `tx` carries; `PeerError` where any of it does not count now."""
+    if tx.kind is Kind.UPGRADE:
+        (ask,) = tx.payloads
+        return dataclasses.replace(replica, upgrades=replica.upgrades.asked(replica.period, ask))
     for payload in tx.payloads:
         problem = replica.why_no_tick(payload) if tx.kind is Kind.TICK else replica.why_not(payload)
         if problem is not None:
@@ -233,22 +260,31 @@ def execute(replica: Replica, tx: Transaction) -> Replica:
 
 
 def apply_block(replica: Replica, block: Block) -> Applied:
-    """The state after `block`. Total: of whatever a decided block holds, a transaction counts whole or not at all."""
+    """The state after `block`. Total: of whatever a decided block holds, a transaction counts whole or not at all.
+
+    Raises `UpgradeDue` for a block that another version of the service's code has to execute.
+    """
     if block.height != replica.height + 1:
         raise ConfigError(
             f"CometBFT delivers block {block.height} to an application at height {replica.height}", fix=_DAMAGE_FIX
         )
-    current, accepted = replica, []
+    replica.refuse_next(block.height)
+    current = dataclasses.replace(replica, inherited=b"") if replica.inherited else replica
+    accepted = []
     for tx in block.txs:
         counted = _execute_if_sound(current, tx)
         accepted.append(counted is not None)
         current = counted or current
-    has_news = any(accepted) or block.height == INITIAL_HEIGHT
+    is_first = block.height == replica.upgrades.began  # its time is that of the votes before it: any age
+    has_news = any(accepted) or is_first
     settled = None
     powers: dict[str, int] = {}
-    if block.height > INITIAL_HEIGHT:
+    if not is_first:
         current, settled = _end(current, block.time_ms)
         current, powers = _turn_over(current, replica.members, block.height)
+    if current.upgrades.asks:
+        decided = current.upgrades.decided(current.period, block.height)
+        current = dataclasses.replace(current, upgrades=decided)
     if has_news or settled:
         current, changed = _count_absences(dataclasses.replace(current, hot=block.height), block)
         powers |= changed

@@ -1,8 +1,9 @@
-"""The bytes of a block: three kinds of transaction, each made of signed payloads. Pure.
+"""The bytes of a block: four kinds of transaction, each made of signed payloads. Pure.
 
 1 bundle      payloads that rode on the vote extensions of the last commit; only a proposer writes it, and first
 2 payload     one payload that came late or while the chain slept, through the mempool
 3 tick        one signed "look at the time": it makes a block when a deadline is over and nobody has anything to say
+4 upgrade     one signed ask for another version of the service's code
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from quorate.abci.payload import MAX_PAYLOAD_BYTES, SignedPayload
+from quorate.abci.upgrade import ASK_ROUND
 from quorate.errors import PeerError
 from quorate.units import Address
 
@@ -29,6 +31,7 @@ class Kind(IntEnum):
     BUNDLE = 1
     PAYLOAD = 2
     TICK = 3
+    UPGRADE = 4
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,9 @@ def encode_single(kind: Kind, payload: SignedPayload) -> bytes:
 def tick_round(round_name: str) -> str:
     """The name under which a tick of `round_name` is signed; no round's own name holds a slash."""
     return f"{round_name}/tick"
+
+
+_MARKS = {Kind.TICK: tick_round(""), Kind.UPGRADE: ASK_ROUND}
 
 
 class Roll:
@@ -88,13 +94,15 @@ class Roll:
         """The transaction in `data`; `PeerError` where it is none, or any of its payloads is refused."""
         if not data or data[0] not in tuple(Kind):
             raise PeerError(
-                f"a transaction that begins with {data[:1].hex() or 'nothing'}; expected 01, 02 or 03", evidence=data
+                f"a transaction that begins with {data[:1].hex() or 'nothing'}; expected 01 to {max(Kind):02x}",
+                evidence=data,
             )
         kind = Kind(data[0])
         if kind is Kind.BUNDLE:
             return Transaction(kind, tuple(self._bundled(data)))
         payload = self.payload(data[1:])
-        if (kind is Kind.TICK) != payload.round.endswith(tick_round("")):
+        _, slash, mark = payload.round.partition("/")
+        if slash + mark != _MARKS.get(kind, ""):
             raise PeerError(f"a {kind.name.lower()} transaction with a payload for {payload.round}", evidence=data)
         return Transaction(kind, (payload,))
 

@@ -58,8 +58,10 @@ class Validator:
         archive = self.app.archive
         if self.app.height or archive is None or not self._peers:
             return {}
-        reach = archive.retention.snapshot_every * archive.retention.snapshots
-        deadline = asyncio.get_running_loop().time() + (_PATIENCE_S if has_signed(self.node.home) else 0)
+        is_needed = self.app.awaits_snapshot  # whatever the chain's length: its first blocks are another version's
+        reach = 0 if is_needed else archive.retention.snapshot_every * archive.retention.snapshots
+        waits = is_needed or has_signed(self.node.home)
+        deadline = asyncio.get_running_loop().time() + (_PATIENCE_S if waits else 0)
         while True:
             anchor = await find_anchor(self._peers, len(self.app.genesis.members), reach)
             if anchor is not None:

@@ -176,8 +176,7 @@ _UNIONS = (Union, types.UnionType)
 _FIX = "Use str, int, bool, None, Literal, X | None, tuple[X, ...], dict[str, X] or a frozen dataclass of these."
 _FIXES: dict[Any, str] = {
     list: "A list can change under the rule that counted it: write tuple[X, ...].",
-    set: "A set has no order: write tuple[X, ...] and sort it.",
-    frozenset: "A set has no order: write tuple[X, ...] and sort it.",
+    **dict.fromkeys((set, frozenset), "A set has no order: write tuple[X, ...] and sort it."),
     bytes: "Write the bytes as text: '0x' and hex digits.",
     tuple: "Say of what: tuple[X, ...] or tuple[X, Y].",
     dict: "Say of what, by text: dict[str, X].",

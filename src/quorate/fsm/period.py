@@ -164,11 +164,9 @@ class Period:
             head, state, rest, senders, *payloads = data.split(b"\n")
             name, spec_hash, round_name, *members = codec.decode(tuple[str, ...], head)
             if (name, spec_hash) != (service.name, service.spec_hash):
-                raise ConfigError(
-                    f"the stored state is of the service {name} {spec_hash[:12]}; this is {service.name} "
-                    f"{service.spec_hash[:12]}",
-                    fix="Run the version of the service that wrote it, or start a new chain.",
-                )
+                theirs, ours = f"{name} {spec_hash[:12]}", f"{service.name} {service.spec_hash[:12]}"
+                fix = "Run the version of the service that wrote it, or start a new chain."
+                raise ConfigError(f"the stored state is of the service {theirs}; this is {ours}", fix=fix)
             if (round := service.rounds.get(round_name)) is None:
                 raise PeerError(f"{round_name} is none of its rounds")
             sequence, clock_ms, origin, asks, interrupted = codec.decode(_Rest, rest)
@@ -191,9 +189,8 @@ class Period:
         if sender not in self.members:
             raise PeerError(f"{sender} is no member of {self.service.name}", evidence=payload)
         if sequence != self.sequence:
-            raise PeerError(
-                f"for round {sequence}, but round {self.sequence} ({self.round}) is going on", evidence=payload
-            )
+            here = f"round {self.sequence} ({self.round}) is going on"
+            raise PeerError(f"for round {sequence}, but {here}", evidence=payload)
         if self.is_final:
             raise PeerError(f"{self.round} is final: nothing is decided there", evidence=payload)
         if payload.startswith(_ASK):

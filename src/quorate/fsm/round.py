@@ -191,10 +191,8 @@ def _return_hint(function: Callable[..., Any], where: str) -> Any:
     try:
         return typing.get_type_hints(holder, globalns=getattr(function, "__globals__", {}))["return"]
     except NameError as error:
-        raise ServiceError(
-            f"{where}: its return type cannot be resolved: {error}",
-            fix="Define or import that name at the top of the module.",
-        ) from error
+        fix = "Define or import that name at the top of the module."
+        raise ServiceError(f"{where}: its return type cannot be resolved: {error}", fix=fix) from error
 
 
 def _where(function: Callable[..., Any]) -> str:

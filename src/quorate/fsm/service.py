@@ -61,6 +61,11 @@ class Service:
     config: type[Any] | None = None
     interrupts: tuple[Interrupt, ...] = ()
     """In order of precedence."""
+    version: int = 1
+    """Raise it with every change after which agents of the old code and of the new would decide otherwise."""
+    migrations: Mapping[str, Callable[[Any, str], tuple[State, str]]] = field(default_factory=dict)
+    """By an older version's `spec_hash`: a pure function from its state (as plain JSON: dicts, lists) and the name of
+    its round to the state of this version, and the round in which that goes on."""
     where: str = field(default="", init=False)
     """File and line of the definition, for messages."""
     rounds: Mapping[str, AnyRound] = field(init=False)
@@ -75,6 +80,8 @@ class Service:
         self._set("where", f"{frame.f_code.co_filename}:{frame.f_lineno}")
         if not self.name.isidentifier():
             raise self._error(f"the name {self.name!r}; expected letters, digits and underscores, as its folder")
+        if type(self.version) is not int or self.version < bool(self.migrations) + 1:
+            raise self._error(f"version {self.version!r}; expected 1, or 2 and more where there are migrations")
         self._set("rounds", self._collect_rounds())
         self._check_state()
         for one in self.rounds.values():
@@ -82,10 +89,6 @@ class Service:
         self._set("table", self._complete_table())
         self._set("main", frozenset(self._paths([self.start])))
         self._check_paths()
-
-    def next(self, round: AnyRound, event: str) -> AnyRound:
-        """The round that follows; the table is complete for every event that `round` can end with."""
-        return self.table[round.name, event]
 
     @property
     def edges(self) -> dict[tuple[str, str], str]:
@@ -121,7 +124,7 @@ class Service:
 
     @cached_property
     def spec_hash(self) -> str:
-        """64 hex digits over what agents must share to stay in step: the machine, time limits, types of values.
+        """64 hex digits over what agents must share to stay in step: the machine, time limits, types, the version.
 
         Not covered: the code of the rules. Agents that run different rules find out by different digests.
         """
@@ -130,6 +133,7 @@ class Service:
             "timeouts_ms": {name: one.timeout_ms for name, one in self.rounds.items()},
             "payloads": {name: codec.describe(one.payload) for name, one in self.rounds.items()},
             "state": codec.describe(self.state),
+            **({"version": self.version} if self.version > 1 else {}),
         }
         return hashlib.sha256(codec.encode(shape)).hexdigest()
 

@@ -12,7 +12,6 @@ from aea.identity.base import Identity
 
 from quorate.abci import Archive, Genesis, ServiceApp, Store, Validator
 from quorate.chain import Chain, OperatorRegistry, selector_of
-from quorate.errors import ConfigError
 from quorate.fsm import Period
 from quorate.loader import load_service, load_settings
 from quorate.model import ModelClient
@@ -85,12 +84,6 @@ class HostedAgent:
     def _own_genesis(self) -> Genesis:
         genesis = Genesis.load(self._file.comet_home)
         genesis.check(self._service)
-        mine = self._settings.config_hash()
-        if genesis.config_hash and genesis.config_hash != mine:
-            raise ConfigError(
-                f"the settings of {self._service.name} hash to {mine}; the genesis says {genesis.config_hash}",
-                fix="give every agent the same service.yaml and the same addresses",
-            )
         return genesis
 
     def _connection(self, identity: Identity) -> ServiceConnection:
@@ -114,7 +107,10 @@ class HostedAgent:
         )
         store = Store(self._file.home / "state.db", self._file.chain_id)
         archive = Archive(self._file.home / "snapshots") if self._file.peers else None
-        app = ServiceApp(self._service, self._genesis, self._file.me, store, runner, archive=archive)
+        settings = self._settings.config_hash()
+        app = ServiceApp(
+            self._service, self._genesis, self._file.me, store, runner, archive=archive, config_hash=settings
+        )
         runner.connect(app)
         self._resources.push_async_callback(runner.close)
         file = self._file

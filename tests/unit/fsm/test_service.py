@@ -296,5 +296,5 @@ def test_an_act_that_breaks_its_word_is_told_so() -> None:
 
 def test_next_follows_the_table() -> None:
     service = shop()
-    assert service.next(ask, "DONE") is close_up
-    assert service.next(ask, ROUND_TIMEOUT) is ask
+    assert service.table[ask.name, "DONE"] is close_up
+    assert service.table[ask.name, ROUND_TIMEOUT] is ask
