@@ -29,8 +29,11 @@ from quorate.abci import (
     payload_for,
 )
 from quorate.abci.pb.tendermint.abci import types_pb2 as pb
-from quorate.fsm import Period, Settled
-from tests.chain_of_agents.keys import Key, keys
+from quorate.abci.transaction import Kind, encode_single
+from quorate.fsm import Period, Settled, codec
+from quorate.members import Change
+from quorate.rounds.membership import CHANGE_MEMBERS
+from tests.chain_of_agents.keys import Key, key_of
 from tests.chain_of_agents.services import ALL
 
 __all__ = ["AgentFile"]
@@ -60,6 +63,7 @@ class AgentFile:
     peers: tuple[str, ...] = ()
     uses_extensions: bool = True
     """False: payloads go as transactions alone, for comparison."""
+    joins: bool = False
 
 
 class Journal:
@@ -75,15 +79,30 @@ class Config:
 
     def __init__(self, file: AgentFile, folder: Path) -> None:
         self.act_s = file.act_s
-        self._allowed = folder.parent / "allowed"
+        self._allowed, self._approved = folder.parent / "allowed", folder / "approved"
 
     def allowed(self) -> int:
         return int(self._allowed.read_text() or 0) if self._allowed.exists() else 0
+
+    def approved(self) -> Change | None:
+        """What this agent's operator has handed in; a join also lets the joiner's node connect."""
+        try:
+            approved: Change = codec.decode(Change, self._approved.read_bytes())
+        except FileNotFoundError:
+            return None
+        return approved
+
+    def forget(self) -> None:
+        self._approved.unlink(missing_ok=True)
 
 
 class Context:
     def __init__(self, me: str, config: Config) -> None:
         self.me, self.config, self.log = me, config, None
+
+    @property
+    def approved(self) -> Change | None:
+        return self.config.approved()
 
     async def beacon(self) -> int:
         return 0
@@ -109,14 +128,31 @@ class SimpleAgent:
         self.acts[opening] = asyncio.get_running_loop().create_task(self._act(period))
 
     async def _act(self, period: Period) -> None:
+        await self._ask(period)
         value = await period.round.act(self.context, period.state)
         unsigned = payload_for(self.chain_id, period, period.round.encode(value))
         assert self.app is not None
         self.journal.write("ready", sequence=period.sequence)
         self.app.offer(unsigned.signed(self.key.address, self.key.sign_digest(unsigned.digest())))
 
+    async def _ask(self, period: Period) -> None:
+        """Ask for the change that the operator approves, in every round until the interrupt is there."""
+        assert self.app is not None
+        change = self.context.config.approved()
+        if change is None:
+            return
+        if change.join is not None:
+            self.app.welcome(change.join.node_id)
+        request = period.ask(CHANGE_MEMBERS)
+        if not period.interrupted and (CHANGE_MEMBERS, self.key.address) not in period.asks:
+            unsigned = payload_for(self.chain_id, period, request)
+            signed = unsigned.signed(self.key.address, self.key.sign_digest(unsigned.digest()))
+            await self.app._hand_over(encode_single(Kind.PAYLOAD, signed))
+
     def settled(self, settled: Settled, period: Period, height: int) -> None:
         assert self.app is not None
+        if settled.round_name == "ChangeMembersRound":
+            self.context.config.forget()
         self.journal.write(
             "settled",
             sequence=settled.sequence,
@@ -124,6 +160,7 @@ class SimpleAgent:
             event=settled.event,
             height=height,
             digest=period.digest().hex(),
+            members=period.members,
         )
 
     def sent(self, payload: SignedPayload, via: Via) -> None:
@@ -188,13 +225,13 @@ class FaultyApp(ServiceApp):
 async def _run(folder: Path) -> int:
     file = AgentFile(**json.loads((folder / "agent.json").read_text()))
     journal = Journal(folder / "events.jsonl")
-    key = keys(file.n)[file.index]
+    key = key_of(file.index, file.n)
     genesis = Genesis.load(folder)
     retention = Retention(blocks=file.blocks, snapshot_every=file.snapshot_every, snapshots=file.snapshots)
     archive = Archive(folder / "snapshots", retention)
     agent = SimpleAgent(key, Context(key.address, Config(file, folder)), journal, file.until, genesis.chain_id)
     store = Store(folder / "app.db", genesis.chain_id)
-    app = FaultyApp(ALL[file.service], genesis, key.address, store, agent, archive=archive)
+    app = FaultyApp(ALL[file.service], genesis, key.address, store, agent, archive=archive, joins=file.joins)
     app.file, app.folder, app.journal, agent.app = file, folder, journal, app
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
@@ -202,10 +239,13 @@ async def _run(folder: Path) -> int:
     async with Validator(app, folder, Path(file.binary), Path(file.sockets), file.peers) as validator:
         journal.write("started", node=validator.node.pid)
         validator.failed.add_done_callback(lambda _: stopped.set())
+        app.left.add_done_callback(lambda _: stopped.set())
         await stopped.wait()
         if validator.failed.done():
             journal.write("failed", error=repr(validator.failed.result()))
             return 3
+        if app.left.done():
+            journal.write("left", height=app.height)
     return 0
 
 

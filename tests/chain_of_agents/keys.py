@@ -8,7 +8,7 @@ from eth_utils.address import to_checksum_address
 from quorate.signatures import keccak
 from quorate.units import Address
 
-__all__ = ["Key", "keys"]
+__all__ = ["Key", "key_of", "keys"]
 
 
 class Key:
@@ -27,3 +27,8 @@ class Key:
 def keys(n: int) -> list[Key]:
     """The keys of agents 0 to n - 1, in the order of their addresses (as the members of a chain are)."""
     return sorted((Key(f"agent {index}") for index in range(n)), key=lambda key: key.address)
+
+
+def key_of(index: int, n: int) -> Key:
+    """The key of agent `index` of a chain that began with `n`: one of its members, or one who came later."""
+    return keys(n)[index] if index < n else Key(f"agent {index}")

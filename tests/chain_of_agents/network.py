@@ -18,9 +18,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from quorate.abci import Node, make_testnet
+from quorate.abci import Node, make_joiner, make_testnet
+from quorate.abci.config import Peer
+from quorate.fsm import codec
+from quorate.members import Change, Member
 from tests.chain_of_agents.agent import AgentFile
-from tests.chain_of_agents.keys import keys
+from tests.chain_of_agents.keys import key_of, keys
 from tests.chain_of_agents.services import ALL
 
 __all__ = ["ChainOfAgents", "free_ports"]
@@ -45,6 +48,8 @@ class ChainOfAgents:
         ram = Path("/dev/shm")  # noqa: S108  (a RAM disk: pauses of a shared disk stall rounds for 0.7 s)
         self.folder = Path(tempfile.mkdtemp(prefix="qt", dir=ram if os.access(ram, os.W_OK) else None))
         self.n = n
+        self.settings, self.options = settings, options
+        self.ports = free_ports(n)
         self.service = ALL[service]
         self.chain_id = f"{service}-{self.folder.name[-6:]}"
         self.homes = [self.folder / f"a{index}" for index in range(n)]
@@ -54,7 +59,7 @@ class ChainOfAgents:
             chain_id=self.chain_id,
             service=self.service,
             signers=self.keys,
-            ports=free_ports(n),
+            ports=self.ports,
             settings=settings,
         )
         sockets = [self.folder / f"s{index}" for index in range(n)]
@@ -72,6 +77,47 @@ class ChainOfAgents:
             for index in range(n)
         ]
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
+        self.leaving: set[int] = set()
+        self._members = {member.address: member for member in self.genesis.members}
+
+    def member(self, index: int) -> Member:
+        """The agent as a member."""
+        return self._members[key_of(index, self.files[index].n).address]
+
+    def add(self) -> Change:
+        """Make the home of one more agent, which has the next index; returns the change that lets it in."""
+        index, first = len(self.homes), len(self.genesis.members)
+        peers = [Peer(self.member(i).node_id, port) for i, port in enumerate(self.ports)]
+        self.homes.append(self.folder / f"a{index}")
+        self.ports += free_ports(1)
+        made = make_joiner(
+            self.homes[index],
+            genesis=self.genesis,
+            signer=key_of(index, first),
+            port=self.ports[index],
+            peers=peers,
+            settings=self.settings,
+        )
+        self._members[made.address] = made
+        sockets = str(self.folder / f"s{index}")
+        rpc = tuple(f"unix://{file.sockets}/rpc.sock" for file in self.files)
+        binary = self.files[0].binary
+        name = self.files[0].service
+        file = AgentFile(name, index, first, binary, sockets, peers=rpc, joins=True, **self.options)
+        self.files.append(file)
+        self.n += 1
+        return Change(join=made)
+
+    def approve(self, change: Change, *indexes: int) -> None:
+        """Hand the change in at these agents, as their operators do."""
+        for index in indexes:
+            part = self.homes[index] / "approved.part"
+            part.write_bytes(codec.encode(change))
+            part.rename(self.homes[index] / "approved")
+
+    def members(self, index: int) -> list[str]:
+        """Who was a member when this agent last saw a round settle."""
+        return list(self.last(index, "settled").get("members", []))
 
     async def __aenter__(self) -> ChainOfAgents:
         return self
@@ -175,7 +221,8 @@ class ChainOfAgents:
         start = time.monotonic()
         while not holds():
             for index, process in self.processes.items():
-                assert process.poll() is None or self.files[index].crash_at, f"agent {index} ended\n{self.report()}"
+                is_expected = self.files[index].crash_at or index in self.leaving
+                assert process.poll() is None or is_expected, f"agent {index} ended\n{self.report()}"
             assert time.monotonic() - start < timeout_s, f"not within {timeout_s} s: {what}\n{self.report()}"
             await asyncio.sleep(0.02)
         return time.monotonic() - start

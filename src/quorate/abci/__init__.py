@@ -21,7 +21,7 @@ from quorate.abci.payload import MAX_BODY_BYTES, SignedPayload, UnsignedPayload,
 from quorate.abci.server import Application, Server, serve
 from quorate.abci.store import Store
 from quorate.abci.upgrade import Plan, Target, UpgradeDue, ask_for
-from quorate.abci.validator import Validator, make_testnet
+from quorate.abci.validator import Validator, make_joiner, make_testnet
 
 __all__ = [
     "MAX_BODY_BYTES",
@@ -51,6 +51,7 @@ __all__ = [
     "ask_for",
     "binding_digest",
     "make_identity",
+    "make_joiner",
     "make_testnet",
     "opening_of",
     "payload_digest",

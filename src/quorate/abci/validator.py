@@ -17,7 +17,7 @@ from quorate.abci.server import Server, serve
 from quorate.errors import ConfigError
 from quorate.fsm import Service
 
-__all__ = ["Validator", "make_testnet"]
+__all__ = ["Validator", "make_joiner", "make_testnet"]
 
 _PATIENCE_S = 15.0  # an agent that has voted before and lost its state waits this long for peers that know more
 _ASK_AGAIN_S = 0.5
@@ -131,3 +131,23 @@ def make_testnet(
         genesis.save(home)
         config.save(home, me, peers, settings)
     return genesis
+
+
+def make_joiner(
+    home: Path,
+    *,
+    genesis: Genesis,
+    signer: BindingSigner,
+    port: int,
+    peers: Sequence[config.Peer],
+    settings: Mapping[str, str] | None = None,
+) -> Member:
+    """Write the home of an agent that is to join a running chain; returns the member that the others have to approve.
+
+    `peers` are the members' nodes: it dials them, and needs no place in their configuration. Keys that are in the home
+    already are kept, and never belong to a validator that votes elsewhere.
+    """
+    identity = make_identity(home)
+    genesis.save(home)
+    config.save(home, config.Peer(identity.node_id, port), peers, settings)
+    return Member.bind(identity, genesis.chain_id, signer)

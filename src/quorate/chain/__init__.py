@@ -22,6 +22,7 @@ from quorate.chain.contracts import (
     compute_proposal_id,
 )
 from quorate.chain.decode import Action, AddressBook, Kind, TokenUnit, decode_action, decode_actions
+from quorate.chain.owners import is_owner_change, owner_calls
 from quorate.chain.revert import CallReverted
 from quorate.chain.safe import Execution, Safe, SafeTransaction
 from quorate.chain.wallet import Wallet, read_passphrase
@@ -62,7 +63,9 @@ __all__ = [
     "compute_proposal_id",
     "decode_action",
     "decode_actions",
+    "is_owner_change",
     "load_abi",
+    "owner_calls",
     "read_passphrase",
     "selector_of",
 ]

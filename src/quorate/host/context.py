@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 from quorate.chain import Chain
 from quorate.errors import ConfigError
 from quorate.fsm import Period
+from quorate.members import Change
 from quorate.model import ModelClient
-from quorate.units import Address
+from quorate.units import Address, Call
 
+from .approvals import Approvals
 from .journal import Journal
 from .settler import SafeSettler
 from .vault import FileVault
@@ -36,6 +38,7 @@ class Equipment:
     chain: Chain | None = None
     model: ModelClient | None = None
     settler: SafeSettler | None = None
+    approvals: Approvals | None = None
 
 
 class ActContext:
@@ -70,6 +73,16 @@ class ActContext:
     def settler(self) -> SafeSettler:
         """The way to the Safe; `ConfigError` where this agent was given none."""
         return _given(self._equipment.settler, "a Safe")
+
+    @property
+    def approved(self) -> Change | None:
+        """The change of members that this agent's operator approves."""
+        approvals = self._equipment.approvals
+        return None if approvals is None else approvals.change
+
+    async def owner_calls(self, change: Change, threshold: int) -> tuple[Call, ...]:
+        """What the Safe has to call of itself for an agreed change of members."""
+        return await self.settler.owner_calls(change, threshold)
 
     @property
     def vault(self) -> FileVault:

@@ -14,9 +14,10 @@ from aea.decision_maker.base import DecisionMakerHandler
 from aea.protocols.base import Message
 
 from quorate.abci import UnsignedPayload
-from quorate.chain import SafeTransaction
+from quorate.chain import SafeTransaction, is_owner_change
 from quorate.errors import QuorateError
 from quorate.model import ModelRequest
+from quorate.rounds.owners import OwnedMembership, owners_of, threshold_after
 from quorate.rounds.settle import Intent, SafeSignature
 from quorate.units import Address, Call, Wei
 
@@ -145,13 +146,15 @@ class QuorateDecisionMaker(DecisionMakerHandler):
         """The Safe's transaction for the agreed intent; refused unless `intent` is that one, and allowed.
 
         Its operation is never asked for: a plain call, or MultiSendCallOnly at its one address for several calls, each
-        of which has passed the owner's limits. An intent without calls is a no-op and needs no permission.
+        of which has passed the owner's limits. An intent without calls is a no-op and needs no permission; nor do the
+        calls that make the members, whose change a quorum has agreed on, the Safe's owners, and no others.
         """
         state = self._agreed.period.state if self._agreed and self._agreed.period else None
         agreed: Intent | None = getattr(state, "intent", None)
         if agreed is None or intent != agreed:
             raise NotAgreed(f"the quorum's intent is {agreed}; the request is for {intent}")
-        _check_calls(limits, intent.calls)
+        if not _makes_owners_members(limits, state, intent.calls):
+            _check_calls(limits, intent.calls)
         return SafeTransaction(intent.calls, intent.nonce)
 
     def _sign_execution(self, request: ExecutionRequest) -> bytes:
@@ -196,6 +199,14 @@ class QuorateDecisionMaker(DecisionMakerHandler):
 
     def _sign_digest(self, digest: bytes) -> bytes:
         return bytes(self._account.unsafe_sign_hash(digest).signature)
+
+
+def _makes_owners_members(limits: Limits, state: object, calls: tuple[Call, ...]) -> bool:
+    """Whether these calls change the Safe's owners exactly as the members are agreed to change."""
+    if not isinstance(state, OwnedMembership) or state.change is None:
+        return False
+    come, go = owners_of(state.change)
+    return is_owner_change(calls, limits.safe, come=come, go=go, threshold=threshold_after(state))
 
 
 def _check_calls(limits: Limits, calls: tuple[Call, ...]) -> None:

@@ -13,8 +13,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from quorate.chain import Chain, Execution, Fees, NonceTooLow, Safe, SafeTransaction
+from quorate.chain import Chain, Execution, Fees, NonceTooLow, Safe, SafeTransaction, owner_calls
 from quorate.errors import ChainError, Reverted, Underpriced
+from quorate.members import Change
+from quorate.rounds.owners import owners_of
 from quorate.rounds.settle import Intent, SafeSignature, Settlement
 from quorate.signatures import keccak
 from quorate.units import Address, Call, Hash, Wei
@@ -118,6 +120,12 @@ class SafeSettler:
             await self._push(intent, self._execution(intent, signatures))
         except (ChainError, OverLimit) as error:
             self._tell(error)
+
+    async def owner_calls(self, change: Change, threshold: int) -> tuple[Call, ...]:
+        """What the Safe has to call of itself, by its owners now, for an agreed change of members."""
+        come, go = owners_of(change)
+        owners, now = await self._safe.owners(), await self._safe.threshold()
+        return owner_calls(self._safe.address, owners, now, come=come, go=go, threshold=threshold)
 
     async def outcome(self, unsettled: tuple[Intent, ...], *, final: bool = False) -> Settlement | None:
         """What used up the nonce of these intents; None while it is open. `final`: `confirmations` blocks ago."""
