@@ -40,11 +40,19 @@ class Recorder:
         self.opens: list[tuple[int, bool]] = []
         self.settles: list[tuple[int, int]] = []
         self.ways: list[tuple[int, Via]] = []
+        self.wants = ""
+        """An interrupt that it asks for in every round that opens."""
 
     def opened(self, period: Period, committed: bool) -> None:
         self.opens.append((period.sequence, committed))
+        if self.wants:
+            self.ask(period, self.wants)
         if self.is_fast:
             self.answer(period)
+
+    def ask(self, period: Period, event: str) -> None:
+        unsigned = payload_for(self.chain_id, period, period.ask(event))
+        self.app.ask(unsigned.signed(self.key.address, self.key.sign_digest(unsigned.digest())))
 
     def answer(self, period: Period) -> SignedPayload:
         payload = self.payload(period)

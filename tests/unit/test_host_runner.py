@@ -15,7 +15,7 @@ import pytest
 from quorate.abci import SignedPayload, UnsignedPayload, opening_of
 from quorate.abci.machine import tick_for
 from quorate.chain import Wallet
-from quorate.errors import ChainError, ModelError, ServiceError, TimedOut, Unreachable
+from quorate.errors import ChainError, ConfigError, ModelError, ServiceError, TimedOut, Unreachable
 from quorate.fsm import BACK, Interrupt, Period, Service, Settled, State, agree
 from quorate.host.agreed import Agreed
 from quorate.host.decision_maker import Limits, NotAgreed, OverLimit, SigningRequest
@@ -82,6 +82,7 @@ class Stage:
         self.agreed = Agreed()
         self.script: Callable[[Guess], Awaitable[int]] = self._answer
         self.offered: list[SignedPayload] = []
+        self.asked: list[SignedPayload] = []
         self.acts = 0
         self._events = folder / "events.jsonl"
         self.journal = Journal(self._events, "agent-1")
@@ -96,6 +97,9 @@ class Stage:
 
     def offer(self, payload: SignedPayload) -> None:
         self.offered.append(payload)
+
+    def ask(self, request: SignedPayload) -> None:
+        self.asked.append(request)
 
     async def _run(self, state: Guess) -> int:
         self.acts += 1
@@ -381,21 +385,71 @@ HALTING = Service(
 )  # fmt: skip
 
 
-async def test_a_request_to_interrupt_goes_out_in_place_of_one_part_and_then_stands(stage: Stage) -> None:
-    first = Period.start(HALTING, [WALLET.address, *OTHERS], Guess())
+def halting() -> Period:
+    return Period.start(HALTING, [WALLET.address, *OTHERS], Guess())
+
+
+async def test_a_request_to_interrupt_goes_out_at_once_beside_the_agents_part(stage: Stage) -> None:
+    stage.script = forever
+    stage.runner.opened(halting(), committed=True)
+    await until(lambda: stage.acts == 1)
     stage.runner.ask("HALT")
+    await until(lambda: bool(stage.asked))
+    assert stage.asked[0].body == b"!HALT"
+    assert stage.asked[0].is_signed_by_sender(CHAIN)
+    assert not stage.offered
+
+
+async def test_what_is_asked_for_is_asked_for_again_in_each_round_in_which_it_does_not_stand(stage: Stage) -> None:
+    first = halting()
     stage.runner.opened(first, committed=True)
     await until(lambda: bool(stage.offered))
-    assert (stage.offered[0].body, stage.acts) == (b"!HALT", 0)
-    counted = replace(first.deliver(WALLET.address, 1, stage.offered[0].body), sequence=2)
+    stage.runner.ask("HALT")
+    await until(lambda: len(stage.asked) == 1)
+    counted = replace(first.deliver(WALLET.address, 1, b"!HALT"), sequence=2)
     stage.runner.opened(counted, committed=True)
     await until(lambda: len(stage.offered) == 2)
-    assert (stage.offered[1].body, stage.acts) == (b"40", 1)
+    assert [one.sequence for one in stage.asked] == [1]
+    stage.runner.opened(replace(first, sequence=3), committed=True)  # the period ended, and requests with it
+    await until(lambda: len(stage.offered) == 3)
+    assert [one.sequence for one in stage.asked] == [1, 3]
+    assert stage.acts == 3
 
 
-async def test_what_nobody_can_ask_for_is_told_and_the_agent_does_its_part(stage: Stage) -> None:
-    stage.runner.ask("HLAT")
-    stage.runner.opened(period(), committed=True)
-    await until(lambda: bool(stage.offered))
-    assert stage.offered[0].body == b"40"
-    assert "HLAT cannot be asked for" in stage.events("error")[0]["message"]
+async def test_what_has_begun_or_is_withdrawn_is_asked_for_no_more(stage: Stage) -> None:
+    first = halting()
+    stage.runner.opened(first, committed=True)
+    for end in ("begun", "withdrawn"):
+        stage.runner.ask("HALT")
+        assert stage.runner.asked("HALT", first).is_wanted
+        if end == "begun":
+            inside = replace(first, sequence=2, interrupted=(("HALT", "GuessRound"),))
+            stage.runner.settled(Settled("GuessRound", "HALT", 1), inside, height=5)
+            assert stage.runner.asked("HALT", inside).taken == 2
+            stage.runner.ask("HALT")  # it is going on
+            stage.runner.settled(Settled("HaltedRound", "DONE", 2), replace(first, sequence=3), height=6)
+        else:
+            stage.runner.withdraw("HALT")
+        assert not stage.runner.asked("HALT", first).is_wanted
+
+
+async def test_it_is_known_who_asks_and_how_many_are_needed(stage: Stage) -> None:
+    first = halting()
+    stage.runner.opened(first, committed=True)
+    now = first.deliver(OTHERS[0], 1, b"!HALT")
+    found = stage.runner.asked("HALT", now)
+    assert (found.standing, found.quorum, found.members) == ((OTHERS[0],), 3, first.members)
+    assert (found.is_wanted, found.is_going_on, found.taken, found.sequence) == (False, False, 0, 1)
+
+
+async def test_what_nobody_can_ask_for_is_refused_with_what_can_be(stage: Stage) -> None:
+    with pytest.raises(ConfigError, match="has not seen a block yet"):
+        stage.runner.ask("HALT")
+    stage.runner.opened(halting(), committed=True)
+    for say in (stage.runner.ask, stage.runner.withdraw, lambda event: stage.runner.asked(event, halting())):
+        with pytest.raises(ConfigError, match="halting has no interrupt 'HLAT'") as refused:
+            say("HLAT")
+        assert refused.value.fix == "It has HALT."
+    stage.runner.opened(period(2), committed=True)
+    with pytest.raises(ConfigError, match="guessing has no interrupt 'HALT'"):
+        stage.runner.ask("HALT")

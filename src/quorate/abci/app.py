@@ -203,8 +203,7 @@ class ServiceApp(Application):
 
         A payload that can no longer count is dropped. `ConfigError` where the payload is not this agent's own.
         """
-        if payload.sender != self.me or not payload.is_signed_by_sender(self.genesis.chain_id):
-            raise ConfigError(f"a payload of {payload.sender} that {self.me} did not sign for {self.genesis.chain_id}")
+        self._require_own(payload)
         if not self._may_still_count(payload):
             return
         self._outbox.put(payload)
@@ -213,13 +212,27 @@ class ServiceApp(Application):
 
     def ask_upgrade(self, ask: SignedPayload) -> None:
         """Send this agent's signed ask (`quorate.abci.ask_for`) until it counts; `ConfigError` where it never can."""
-        if ask.sender != self.me or not ask.is_signed_by_sender(self.genesis.chain_id):
-            raise ConfigError(f"an ask of {ask.sender} that {self.me} did not sign for {self.genesis.chain_id}")
+        self._require_own(ask)
         try:
             execute(self._replica, Transaction(Kind.UPGRADE, (ask,)))
         except PeerError as error:
             raise ConfigError(error.message) from error
         self._spawn(self._ask_until_counted(ask))
+
+    def ask(self, request: SignedPayload) -> None:
+        """Send this agent's request for an interrupt (`Period.ask`), beside its payload of the round.
+
+        At once as a transaction, which wakes a sleeping chain, and by the next vote extension: where rounds take one
+        block, a transaction comes too late. One that can no longer count is dropped. `ConfigError` as `offer`.
+        """
+        self._require_own(request)
+        if self._may_request(request) and request not in self._outbox.requests(request.opening):
+            self._outbox.request(request)
+            self._spawn(self._repeat(request, self._may_request))
+
+    def _require_own(self, payload: SignedPayload) -> None:
+        if payload.sender != self.me or not payload.is_signed_by_sender(self.genesis.chain_id):
+            raise ConfigError(f"a payload of {payload.sender} that {self.me} did not sign for {self.genesis.chain_id}")
 
     # ---- handlers: consensus
 
@@ -295,15 +308,21 @@ class ServiceApp(Application):
             return error.message
 
     async def extend_vote(self, request: pb.RequestExtendVote) -> pb.ResponseExtendVote:
-        """This agent's payload for the round that the block leads to, if it is ready or about to be."""
+        """This agent's payload for the round that the block leads to, if it is ready or about to be.
+
+        A request for an interrupt goes first; the payload follows as a transaction.
+        """
         replica = self._speculate(request, request.proposed_last_commit).replica
-        if self.me in replica.period.votes or self.me not in replica.period.members:
-            return pb.ResponseExtendVote()
-        self._announce(replica, committed=False)
-        payload = await self._outbox.get(replica.opening)
-        if payload is None:
+        payload = None
+        if self.me in replica.period.missing():
+            self._announce(replica, committed=False)
+            payload = await self._outbox.get(replica.opening)
+        asked = next((one for one in self._outbox.requests(replica.opening) if replica.why_not(one) is None), None)
+        if payload is None or asked is not None:
             self._outbox.mark_late(replica.opening)
-            return pb.ResponseExtendVote()
+            if payload is not None:
+                self._send(payload)
+            return pb.ResponseExtendVote(vote_extension=asked.encode() if asked else b"")
         if self._outbox.is_first(payload, "extension"):
             self._agent.sent(payload, "extension")
         return pb.ResponseExtendVote(vote_extension=payload.encode())
@@ -575,10 +594,13 @@ class ServiceApp(Application):
             self._spawn(self._send_until_counted(payload))
 
     async def _send_until_counted(self, payload: SignedPayload) -> None:
+        self._agent.sent(payload, "transaction")
+        await self._repeat(payload, self._may_still_count)
+
+    async def _repeat(self, payload: SignedPayload, may_count: Callable[[SignedPayload], bool]) -> None:
         """Hand the payload to the mempool again and again: the node may be starting, or a peer have dropped it."""
         tx = encode_single(Kind.PAYLOAD, payload)
-        self._agent.sent(payload, "transaction")
-        while self._may_still_count(payload):
+        while may_count(payload):
             await self._hand_over(tx)
             await asyncio.sleep(_RESEND_S)
 
@@ -586,6 +608,10 @@ class ServiceApp(Application):
         while _counted(self._replica, Transaction(Kind.UPGRADE, (ask,))) is not None:
             await self._hand_over(encode_single(Kind.UPGRADE, ask))
             await asyncio.sleep(_RESEND_S)
+
+    def _may_request(self, request: SignedPayload) -> bool:
+        """True while the round is to come, or goes on and the request does not stand yet."""
+        return request.sequence > self.period.sequence or self._replica.why_not(request) is None
 
     def _may_still_count(self, payload: SignedPayload) -> bool:
         """True while the round is to come, or goes on from the opening that was answered and without our payload."""
@@ -648,6 +674,7 @@ class _Outbox:
 
     def __init__(self) -> None:
         self._payloads: dict[bytes, SignedPayload] = {}
+        self._requests: dict[bytes, tuple[SignedPayload, ...]] = {}
         self._arrived: dict[bytes, asyncio.Event] = {}
         self._since: dict[bytes, float] = {}
         self._late: set[bytes] = set()
@@ -665,6 +692,13 @@ class _Outbox:
             self._usual_act_s += (took - self._usual_act_s) * 0.3
         self._payloads.setdefault(opening, payload)  # one payload a round, and a repeated act does not change it
         self._arrived.setdefault(opening, asyncio.Event()).set()
+
+    def request(self, request: SignedPayload) -> None:
+        """Keep a request for an interrupt, of which there may be several in a round."""
+        self._requests[request.opening] = (*self.requests(request.opening), request)
+
+    def requests(self, opening: bytes) -> tuple[SignedPayload, ...]:
+        return self._requests.get(opening, ())
 
     async def get(self, opening: bytes) -> SignedPayload | None:
         """The payload, waiting a moment where recent acts took no longer than that."""
@@ -697,6 +731,7 @@ class _Outbox:
     def forget_before(self, sequence: int) -> None:
         """Drop the payloads of rounds that are over, and all that is known of other openings but the recent ones."""
         self._payloads = {k: p for k, p in self._payloads.items() if p.sequence >= sequence}
+        self._requests = {k: some for k, some in self._requests.items() if some[0].sequence >= sequence}
         recent = set(list(self._since)[-8:]) | set(self._payloads)
         self._since = {k: v for k, v in self._since.items() if k in recent}
         self._arrived = {k: v for k, v in self._arrived.items() if k in recent}

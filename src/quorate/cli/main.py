@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, str] = {
     "run": "Run a service's agents on this machine.",
     "status": "Show where a running service is.",
     "why": "Say why a running service does not move.",
+    "ask": "Ask a running service for an interrupt.",
     "logs": "Show what the agents of a run have told.",
     "new": "Make a service that runs and has a passing test.",
     "doctor": "What is there, what is missing, what to do about each.",

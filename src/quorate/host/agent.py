@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from .agent_file import AgentFile, EvmSettings
 from .agreed import Agreed
 from .connection import ServiceConnection
 from .context import ActContext, Equipment
+from .control import Control, Verb
 from .decision_maker import Limits
 from .journal import Journal
 from .metrics import Metrics, keep_writing
@@ -116,6 +119,7 @@ class HostedAgent:
         file = self._file
         validator = Validator(app, file.comet_home, file.cometbft, file.socket_dir, file.peers)
         await self._resources.enter_async_context(validator)
+        await self._resources.enter_async_context(Control(file.control, _verbs(app, runner)))
         loop = asyncio.get_running_loop()
         self._watch = loop.create_task(self._stop_on_failure(validator, runner))
         self._writing = loop.create_task(keep_writing(self._metrics, self._file.events.with_suffix(".prom")))
@@ -166,6 +170,25 @@ class HostedAgent:
             model=model,
             settler=settler,
         )
+
+
+def _verbs(app: ServiceApp, runner: Runner) -> dict[str, Verb]:
+    """What this machine's user can tell this agent."""
+
+    async def ask(request: Mapping[str, Any]) -> Mapping[str, Any]:
+        before = await asked(request)
+        runner.ask(request["event"])
+        return before
+
+    async def withdraw(request: Mapping[str, Any]) -> Mapping[str, Any]:
+        runner.withdraw(request["event"])
+        return await asked(request)
+
+    async def asked(request: Mapping[str, Any]) -> Mapping[str, Any]:
+        return asdict(runner.asked(request["event"], app.period))
+
+    answers = {"ask": ask, "asked": asked, "withdraw": withdraw}
+    return {name: Verb(answer, {"event": str}) for name, answer in answers.items()}
 
 
 def _limits(evm: EvmSettings | None) -> Limits | None:

@@ -25,7 +25,8 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
 _SERVICE = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)*")
 _MAX_CHAIN_ID = 50  # CometBFT's own limit
 _MAX_SOCKET_PATH = 100  # the kernel's limit is 108
-_LONGEST_SOCKET_NAME = len("/abci.sock")
+_CONTROL = "control.sock"
+_LONGEST_SOCKET_NAME = len(f"/{_CONTROL}")
 
 T = TypeVar("T")
 
@@ -75,7 +76,7 @@ class AgentFile:
     chain_id: str
     """Of the service's own chain (CometBFT), the same for all its agents."""
     socket_dir: Path
-    """A short folder of this agent's own for the two unix sockets between it and its node."""
+    """A short folder of this agent's own for its unix sockets: two between it and its node, and `control`."""
     comet_home: Path
     cometbft: Path
     """CometBFT's program."""
@@ -110,6 +111,11 @@ class AgentFile:
                 fix="choose a folder with a shorter path",
             )
         _check_address("me", self.me)
+
+    @property
+    def control(self) -> Path:
+        """The socket by which this machine's user tells the running agent something (quorate.host.control)."""
+        return self.socket_dir / _CONTROL
 
     @classmethod
     def load(cls, home: Path) -> AgentFile:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from quorate.abci import SignedPayload, UnsignedPayload, Via, opening_of, payload_for
-from quorate.errors import ChainError, ModelError
+from quorate.errors import ChainError, ConfigError, ModelError
 from quorate.fsm import Context, Period, Settled
+from quorate.units import Address
 
 from . import logs
 from .agreed import Agreed
@@ -23,16 +25,35 @@ from .decision_maker import NotAgreed, OverLimit
 from .journal import Journal
 from .signer import Signer
 
-__all__ = ["Runner"]
+__all__ = ["Asked", "Runner"]
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 10.0
 
 
 class _Chain(Protocol):
     def offer(self, payload: SignedPayload) -> None: ...
+    def ask(self, request: SignedPayload) -> None: ...
 
 
 _Key = tuple[int, bytes]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How it stands with an interrupt that may be asked for."""
+
+    event: str
+    is_wanted: bool
+    """This agent asks for it, in every period anew."""
+    standing: tuple[Address, ...]
+    """Whose request is in a block and counts, until the interrupt or the period's end."""
+    is_going_on: bool
+    taken: int
+    """The round with which it began last, as a sequence number; 0 if this life of the agent has not seen it."""
+    quorum: int
+    members: tuple[Address, ...]
+    sequence: int
+    round: str
 
 
 class Runner:
@@ -55,7 +76,10 @@ class Runner:
         self._chain: _Chain | None = None
         self._acts: dict[_Key, asyncio.Task[None]] = {}
         self._committed = 0
-        self._asking: str | None = None
+        self._wanted: set[str] = set()
+        self._inside: frozenset[str] = frozenset()
+        self._taken: dict[str, int] = {}
+        self._requests: set[asyncio.Task[None]] = set()
         self._commits: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
         self.failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
 
@@ -70,9 +94,7 @@ class Runner:
         key = (period.sequence, opening_of(period))
         if key in self._acts or period.is_final or period.sequence < self._committed:
             return
-        task = asyncio.get_running_loop().create_task(self._act(period), name=f"{period.round.name}#{period.sequence}")
-        task.add_done_callback(self._notice)
-        self._acts[key] = task
+        self._acts[key] = self._begin(self._act(period), f"{period.round.name}#{period.sequence}")
 
     def settled(self, settled: Settled, period: Period, height: int) -> None:
         """A committed block ended a round; `period` is what it led to.
@@ -81,6 +103,7 @@ class Runner:
         agreed must not lag behind.
         """
         self._agreed.commit(period)
+        self._look_inside(period)
         self._journal.settled(settled, height)
 
     def sent(self, payload: SignedPayload, via: Via) -> None:
@@ -88,8 +111,38 @@ class Runner:
         self._journal.sent(payload.round, payload.sequence, via)
 
     def ask(self, event: str) -> None:
-        """Ask for the interrupt `event` until it stands: in the next round, in place of this agent's part there."""
-        self._asking = event
+        """Ask for the interrupt `event`, in every period anew, until it happens, `withdraw`, or this life ends.
+
+        This agent goes on doing its part. One that is going on already is not asked for. `ConfigError` where nobody can
+        ask for that, or the service is at rest.
+        """
+        period = self._known(event)
+        if event in dict(period.interrupted):
+            return
+        if period.is_final:
+            raise ConfigError(f"{period.service.name} is at rest in {period.round}; nothing interrupts that")
+        self._wanted.add(event)
+        self._begin(self._request(period), f"request#{period.sequence}", self._requests)
+
+    def withdraw(self, event: str) -> None:
+        """Ask no more; a request that stands already does so until the period's end."""
+        self._known(event)
+        self._wanted.discard(event)
+
+    def asked(self, event: str, period: Period) -> Asked:
+        """How it stands with the interrupt `event` in `period`, which is the last committed one."""
+        self._known(event)
+        return Asked(
+            event=event,
+            is_wanted=event in self._wanted,
+            standing=tuple(who for one, who in period.asks if one == event),
+            is_going_on=event in dict(period.interrupted),
+            taken=self._taken.get(event, 0),
+            quorum=period.quorum,
+            members=period.members,
+            sequence=period.sequence,
+            round=period.round.name,
+        )
 
     async def sign_tick(self, tick: UnsignedPayload) -> bytes:
         """The agent's signature under a tick: the round's time is over."""
@@ -97,13 +150,14 @@ class Runner:
 
     async def close(self) -> None:
         """Cancel every act and wait for it."""
-        tasks = list(self._acts.values())
+        tasks = [*self._acts.values(), *self._requests]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)  # their failures were noticed when they came
 
     def _commit(self, period: Period) -> None:
         self._agreed.commit(period)
+        self._look_inside(period)
         if period.sequence == self._committed:
             return
         self._committed = period.sequence
@@ -116,9 +170,7 @@ class Runner:
 
     async def _act(self, period: Period) -> None:
         logs.bind(period)
-        if (request := self._request_in(period)) is not None:
-            await self._send(period, request)
-            return
+        await self._request(period)
         name, state, context = period.round.name, period.state, self._context_of(period)
         self._journal.acting(period)
         pause_s = _FIRST_PAUSE_S
@@ -141,31 +193,63 @@ class Runner:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         await self._send(period, period.round.encode(payload))
 
-    def _request_in(self, period: Period) -> bytes | None:
-        """The interrupt that is asked for, unless this agent's request stands or the interrupt is going on."""
-        event = self._asking
-        if event is None:
-            return None
-        if (event, self._signer.address) in period.asks or event in dict(period.interrupted):
-            self._asking = None
-            return None
-        request = period.ask(event)
-        if (problem := period.refusal(self._signer.address, period.sequence, request)) is not None:
-            self._journal.error(f"{event} cannot be asked for: {problem}")
-            self._asking = None
-            return None
-        return request
+    async def _request(self, period: Period) -> None:
+        """Ask in this round for what is wanted and does not stand."""
+        for event in sorted(self._wanted):
+            body = period.ask(event)
+            if period.refusal(self._signer.address, period.sequence, body) is None:
+                request = await self._signed(period, body)
+                if request is not None:
+                    self._way.ask(request)
+
+    def _known(self, event: str) -> Period:
+        """The agreed period; `ConfigError` where its service has no such interrupt."""
+        period = self._agreed.period
+        if period is None:
+            raise ConfigError("this agent has not seen a block yet", fix="Ask again in a second.")
+        name, known = period.service.name, [one.event for one in period.service.interrupts]
+        if event not in known:
+            there = f"It has {', '.join(known)}." if known else "It has none; see docs/rules.md, Interrupts."
+            raise ConfigError(f"{name} has no interrupt {event!r}", fix=there)
+        return period
+
+    def _look_inside(self, period: Period) -> None:
+        """Take note of the interrupts that are going on: what has begun is no longer wanted."""
+        inside = frozenset(event for event, _ in period.interrupted)
+        for event in inside - self._inside:
+            self._taken[event] = period.sequence
+            self._wanted.discard(event)
+        self._inside = inside
 
     async def _send(self, period: Period, body: bytes) -> None:
+        payload = await self._signed(period, body)
+        if payload is not None:
+            self._journal.acted(period)
+            self._way.offer(payload)
+
+    async def _signed(self, period: Period, body: bytes) -> SignedPayload | None:
+        """None where the quorum went on meanwhile."""
         request = payload_for(self._chain_id, period, body)
         try:
-            signature = await self._signer.sign(request)
+            return request.signed(self._signer.address, await self._signer.sign(request))
         except NotAgreed:
-            return  # the quorum went on while this act was at work
+            return None
+
+    @property
+    def _way(self) -> _Chain:
         if self._chain is None:
             raise RuntimeError("an act ended before the chain was connected")
-        self._journal.acted(period)
-        self._chain.offer(request.signed(self._signer.address, signature))
+        return self._chain
+
+    def _begin(
+        self, work: Coroutine[Any, Any, None], name: str, among: set[asyncio.Task[None]] | None = None
+    ) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        task.add_done_callback(self._notice)
+        if among is not None:
+            among.add(task)
+            task.add_done_callback(among.discard)
+        return task
 
     async def _until_committed(self, sequence: int) -> None:
         if sequence > self._committed:

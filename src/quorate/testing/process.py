@@ -213,6 +213,10 @@ class Process:
             payload = self.forge(payload, self._lies)
         self.app.offer(payload)
 
+    def ask(self, request: SignedPayload) -> None:
+        """A liar's requests are its own business."""
+        self.app.ask(request)
+
     def forge(self, payload: SignedPayload, rng: random.Random) -> SignedPayload:
         """`payload` with another body, under this agent's own valid signature."""
         body = mutate(payload.body, rng, self._judge.members)
