@@ -15,6 +15,7 @@ from quorate.abci import (
     UnsignedPayload,
 )
 from quorate.abci import opening_of as opening
+from quorate.abci.machine import tick_for
 from quorate.abci.pb.tendermint.abci import types_pb2 as pb
 from quorate.abci.transaction import Kind, encode_bundle, encode_single
 from quorate.errors import ConfigError
@@ -66,6 +67,47 @@ async def test_a_late_payload_goes_as_a_transaction_and_counts(slow: Consensus) 
     await slow.block()
     assert slow.apps[3].period.sequence == 2
     assert slow.mempools[0] == [], "a stale payload in a mempool would keep the chain awake (trap 6)"
+
+
+async def test_the_block_that_wakes_the_chain_holds_the_quorum_that_is_under_way(
+    slow: Consensus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(5):
+        await slow.block()
+    monkeypatch.setattr("quorate.abci.app._GATHER_S", 30)
+    payloads = [agent.payload(agent.app.period) for agent in slow.agents]
+    txs = [encode_single(Kind.PAYLOAD, payload) for payload in payloads]
+    slow.mempools[0] = [txs[0]]
+    proposing = asyncio.ensure_future(slow.propose())
+    for tx in txs[1:3]:
+        await asyncio.sleep(0.01)
+        assert not proposing.done(), "no quorum is there yet"
+        await slow.apps[0].check_tx(pb.RequestCheckTx(tx=tx))
+    proposed = await asyncio.wait_for(proposing, 10)
+    assert proposed == txs[:3]
+    slow.mempools[0] = []
+    await slow.block(proposed)
+    assert {app.period.sequence for app in slow.apps} == {2}
+    assert await slow.propose() == [], "what arrived for a round that is over is forgotten"
+
+
+async def test_a_payload_alone_wakes_the_chain_after_a_moment(slow: Consensus, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(5):
+        await slow.block()
+    monkeypatch.setattr("quorate.abci.app._GATHER_S", 0.01)
+    slow.mempools[0] = [encode_single(Kind.PAYLOAD, slow.agents[0].payload(slow.apps[0].period))]
+    assert await asyncio.wait_for(slow.propose(), 10) == slow.mempools[0]
+
+
+async def test_a_tick_wakes_the_chain_at_once(slow: Consensus, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(5):
+        await slow.block()
+    monkeypatch.setattr("quorate.abci.app._GATHER_S", 30)
+    agent = slow.agents[0]
+    tick = tick_for("chain-1", agent.app.period, 0)
+    signed = tick.signed(agent.key.address, await agent.sign_tick(tick))
+    slow.mempools[0] = [encode_single(Kind.TICK, signed)]
+    assert await asyncio.wait_for(slow.propose(), 10) == slow.mempools[0]
 
 
 async def test_blocks_without_news_leave_the_app_hash_alone(slow: Consensus) -> None:

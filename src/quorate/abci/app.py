@@ -12,8 +12,8 @@ How a payload travels (measured: 30 ms and one block a round when acts are fast,
 - A payload that is not ready at its ExtendVote, or while the chain sleeps, is late: it goes as a transaction at once.
 - `Agent.opened` may be called for a block that is never decided, so an act must be harmless to repeat or to abandon.
 - ProcessProposal, FinalizeBlock and Commit depend on the block and the last state only; VerifyVoteExtension on the
-  extension and the last state's members only. Clocks are read for three things, none of them agreed: how long to wait
-  for a fast act, when to send again, when to tick.
+  extension and the last state's members only. Clocks are read for four things, none of them agreed: how long to wait
+  for a fast act and for the payloads that wake the chain, when to send again, when to tick.
 - State is written in Commit, before it answers, and nowhere else; work that hangs on a Commit (acts, transactions,
   ticks) starts again from the loaded state.
 - An agent that is no member (not yet, or not any more) follows the chain, acts in no round and sends nothing.
@@ -25,7 +25,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Literal, Protocol, TypeVar
 
 from quorate.abci.archive import FORMAT, Archive, Incoming, Snapshot
@@ -50,6 +50,7 @@ __all__ = ["Agent", "ServiceApp", "Via"]
 Via = Literal["extension", "transaction"]
 
 _FAST_ACT_S = 0.012  # ExtendVote waits at most this long, and only where recent acts were that short
+_GATHER_S = 0.04  # the proposer that wakes the chain waits at most this long for the rest of a quorum
 _RESEND_S = 1.0
 _QUIET_S = 0.25  # while blocks of the past rush in, acts start only after a pause of this length
 _TICK_GAP_S = 0.1  # between the first two ticks; doubles
@@ -140,6 +141,8 @@ class ServiceApp(Application):
         self._finalized: Applied | None = None
         self._is_asleep = True  # until a Commit says otherwise: after a restart nobody knows
         self._outbox = _Outbox()
+        self._arrived: dict[Address, bytes] = {}  # since the last Commit: one payload of each sender that would count
+        self._arrival = asyncio.Event()
         self._broadcast: Callable[[bytes], Awaitable[Broadcast]] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._announced: tuple[bytes, bool] = (b"", False)
@@ -256,8 +259,33 @@ class ServiceApp(Application):
         return pb.ResponseInitChain(app_hash=self._replica.app_hash)
 
     async def prepare_proposal(self, request: pb.RequestPrepareProposal) -> pb.ResponsePrepareProposal:
-        """The payloads of the last commit's extensions in one bundle, then what in the mempool counts now."""
+        """The payloads of the last commit's extensions in one bundle, then what in the mempool counts now.
+
+        The block that wakes the chain waits a moment for what its round lacks: a block without a quorum would only keep
+        the rest waiting for the next one.
+        """
         self._replica.refuse_next(request.height)
+        if self._is_asleep and self._may_be_part_of_a_quorum(request.txs):
+            await self._until_settling(request)
+        return pb.ResponsePrepareProposal(txs=self._proposal(request)[1])
+
+    def _may_be_part_of_a_quorum(self, txs: Sequence[bytes]) -> bool:
+        """A tick must not wait, and a full mempool takes long enough to read."""
+        is_few = 0 < len(txs) <= len(self.members)
+        return is_few and all(data[:1] == bytes([Kind.PAYLOAD]) for data in txs)
+
+    async def _until_settling(self, request: pb.RequestPrepareProposal) -> None:
+        time_ms = request.time.ToNanoseconds() // 1_000_000
+        try:
+            async with asyncio.timeout(_GATHER_S):
+                while self._proposal(request)[0].period.end_block(time_ms)[1] is None:
+                    self._arrival.clear()
+                    await self._arrival.wait()
+        except TimeoutError:
+            return
+
+    def _proposal(self, request: pb.RequestPrepareProposal) -> tuple[Replica, list[bytes]]:
+        """What a block could hold now, and the replica with all of it counted."""
         room = request.max_tx_bytes
         replica, txs = self._replica, []
         bundle: list[SignedPayload] = []
@@ -269,14 +297,14 @@ class ServiceApp(Application):
         if bundle:
             txs.append(encode_bundle(bundle))
             room -= len(txs[0]) + _TX_OVERHEAD_BYTES
-        for data in request.txs:
+        for data in dict.fromkeys([*request.txs, *self._arrived.values()]):
             tx = self._read(data)
             size = len(data) + _TX_OVERHEAD_BYTES
             if tx and tx.kind is not Kind.BUNDLE and size <= room and (after := _counted(replica, tx)):
                 replica = after
                 txs.append(data)
                 room -= size
-        return pb.ResponsePrepareProposal(txs=txs)
+        return replica, txs
 
     def _extensions(self, request: pb.RequestPrepareProposal) -> list[SignedPayload]:
         """Verified anew: precommits that come after the decision never passed VerifyVoteExtension."""
@@ -360,7 +388,7 @@ class ServiceApp(Application):
             raise ConfigError("CometBFT asks to commit a block that was not finalized in this life of the application")
         stored = applied.replica.encode()
         self._store.save(stored)
-        self._replica, self._finalized, self._speculated = applied.replica, None, {}
+        self._replica, self._finalized, self._speculated, self._arrived = applied.replica, None, {}, {}
         self._change_members(before)
         self._is_asleep = applied.replica.app_hash == before.app_hash  # CometBFT's own rule for a block without news
         self._outbox.forget_before(self.period.sequence)
@@ -531,6 +559,9 @@ class ServiceApp(Application):
             may_wait = rounds_ahead > 0 or (tx.kind is Kind.TICK and rounds_ahead == 0 and not self.period.clock_ms)
             if not may_wait:
                 execute(self._replica, tx)
+                if tx.kind is Kind.PAYLOAD:
+                    self._arrived.setdefault(tx.payloads[0].sender, request.tx)
+                    self._arrival.set()
         except PeerError as error:
             return pb.ResponseCheckTx(code=1, log=error.message)
         return pb.ResponseCheckTx()
