@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import signal
 import sys
 import time
@@ -49,6 +50,8 @@ class AgentFile:
     binary: str
     sockets: str
     act_s: float = 0
+    act_s_most: float = 0
+    """Each act takes a random time from `act_s` to this, if this is more."""
     until: int = 10**9
     """No act in rounds after this one."""
     crash_in: str = ""
@@ -69,6 +72,8 @@ class AgentFile:
 class Journal:
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", buffering=1)
+        if self._file.tell():
+            self._file.write("\n")  # the last line of a killed life may have no end
 
     def write(self, kind: str, **fields: Any) -> None:
         self._file.write(json.dumps({"t": time.time(), "kind": kind, **fields}) + "\n")
@@ -78,8 +83,13 @@ class Config:
     """What the acts of the test services read."""
 
     def __init__(self, file: AgentFile, folder: Path) -> None:
-        self.act_s = file.act_s
+        self._act_s = (file.act_s, max(file.act_s, file.act_s_most))
         self._allowed, self._approved = folder.parent / "allowed", folder / "approved"
+
+    @property
+    def act_s(self) -> float:
+        """How long the next act takes."""
+        return random.uniform(*self._act_s)
 
     def allowed(self) -> int:
         return int(self._allowed.read_text() or 0) if self._allowed.exists() else 0

