@@ -19,18 +19,22 @@ from typing import Any
 from quorate.abci import (
     Archive,
     Genesis,
+    Plan,
     Retention,
     ServiceApp,
     SignedPayload,
     Store,
     UnsignedPayload,
+    UpgradeDue,
     Validator,
     Via,
+    ask_for,
     opening_of,
     payload_for,
 )
 from quorate.abci.pb.tendermint.abci import types_pb2 as pb
 from quorate.abci.transaction import Kind, encode_single
+from quorate.errors import ConfigError
 from quorate.fsm import Period, Settled, codec
 from quorate.members import Change
 from quorate.rounds.membership import CHANGE_MEMBERS
@@ -171,6 +175,8 @@ class SimpleAgent:
             height=height,
             digest=period.digest().hex(),
             members=period.members,
+            state=json.loads(codec.encode(period.state)),
+            version=period.service.version,
         )
 
     def sent(self, payload: SignedPayload, via: Via) -> None:
@@ -232,6 +238,17 @@ class FaultyApp(ServiceApp):
             self._send(payload)
 
 
+async def _ask_when_told(folder: Path, app: ServiceApp, key: Key) -> None:
+    """The operator's ask.json holds a plan for an upgrade: ask for it, once."""
+    path = folder / "ask.json"
+    while True:
+        await asyncio.sleep(0.05)
+        if path.exists():
+            unsigned = ask_for(app.genesis.chain_id, app.period, codec.decode(Plan, path.read_bytes()))
+            path.unlink()
+            app.ask_upgrade(unsigned.signed(key.address, key.sign_digest(unsigned.digest())))
+
+
 async def _run(folder: Path) -> int:
     file = AgentFile(**json.loads((folder / "agent.json").read_text()))
     journal = Journal(folder / "events.jsonl")
@@ -241,16 +258,23 @@ async def _run(folder: Path) -> int:
     archive = Archive(folder / "snapshots", retention)
     agent = SimpleAgent(key, Context(key.address, Config(file, folder)), journal, file.until, genesis.chain_id)
     store = Store(folder / "app.db", genesis.chain_id)
-    app = FaultyApp(ALL[file.service], genesis, key.address, store, agent, archive=archive, joins=file.joins)
+    try:
+        app = FaultyApp(ALL[file.service], genesis, key.address, store, agent, archive=archive, joins=file.joins)
+    except ConfigError as error:  # another version of the service has to go on, or is not there yet
+        journal.write("refused", error=error.message, fix=error.fix, is_due=isinstance(error, UpgradeDue))
+        return 4
     app.file, app.folder, app.journal, agent.app = file, folder, journal, app
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
-    journal.write("loaded", height=app.height, sequence=app.period.sequence, pid=os.getpid())
+    version = app.service.version
+    journal.write("loaded", height=app.height, sequence=app.period.sequence, pid=os.getpid(), version=version)
+    asking = asyncio.create_task(_ask_when_told(folder, app, key))
     async with Validator(app, folder, Path(file.binary), Path(file.sockets), file.peers) as validator:
         journal.write("started", node=validator.node.pid)
         validator.failed.add_done_callback(lambda _: stopped.set())
         app.left.add_done_callback(lambda _: stopped.set())
         await stopped.wait()
+        asking.cancel()
         if validator.failed.done():
             journal.write("failed", error=repr(validator.failed.result()))
             return 3

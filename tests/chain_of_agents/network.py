@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from quorate.abci import Node, make_joiner, make_testnet
+from quorate.abci import Node, Plan, make_joiner, make_testnet
 from quorate.abci.config import Peer
 from quorate.fsm import codec
 from quorate.members import Change, Member
@@ -202,6 +202,19 @@ class ChainOfAgents:
         temporary = self.folder / "allowed.part"
         temporary.write_text(str(value))
         temporary.rename(self.folder / "allowed")
+
+    def ask(self, plan: Plan, *indexes: int) -> None:
+        """Let the operators of these agents ask for an upgrade."""
+        for index in indexes:
+            part = self.homes[index] / "ask.part"
+            part.write_bytes(codec.encode(plan))
+            part.rename(self.homes[index] / "ask.json")
+
+    async def until_ended(self, *indexes: int, timeout_s: float = 120) -> dict[int, int]:
+        """Wait until these agents have ended by themselves; returns their exit codes."""
+        for index in indexes:
+            await asyncio.wait_for(asyncio.to_thread(self.processes[index].wait), timeout_s)
+        return {index: self.processes.pop(index).returncode for index in indexes}
 
     def events(self, index: int, kind: str | None = None) -> list[dict[str, Any]]:
         """What an agent wrote, in all its lives."""

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import base64
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from quorate.abci import Genesis, NodeUnreachable
-from quorate.abci.machine import Replica
 from quorate.errors import ConfigError
 from quorate.fsm import Service
 from quorate.localnet.rpc import NodeRpc
-from quorate.localnet.transcript import Decided, Transcript, annotate
+from quorate.localnet.transcript import Decided, Transcript, annotate, first_replica
 
 __all__ = ["record", "stored_state"]
 
@@ -34,16 +34,22 @@ def stored_state(path: Path) -> bytes:
 
 
 async def record(
-    socket: Path, genesis: Genesis, service: Service, periods: int | None = None, start: bytes | None = None
+    socket: Path,
+    genesis: Genesis,
+    service: Service,
+    periods: int | None = None,
+    start: bytes | None = None,
+    older: Sequence[Service] = (),
 ) -> Transcript:
     """The blocks that the node behind `socket` holds, checked against this code, up to the end of `periods` periods.
 
     Waits until the network has got there. With `start` (`stored_state`) the recording begins with the block after it.
+    `older` are the versions of the service that decided blocks before `service` did.
 
     `ConfigError` where the first blocks are pruned, or the network runs another version; `NodeUnreachable` where the
     node does not answer.
     """
-    begun = None if start is None else Replica.decode(service, start)
+    begun = None if start is None else first_replica(start, service, older)
     until = (begun.period.state.period if begun else 0) + (periods or 0)
     async with NodeRpc(socket, timeout_s=10) as node:
         while periods is not None and (await node.application())["period"] < until:  # noqa: ASYNC110  (another process)
@@ -64,7 +70,7 @@ async def record(
                 validators = await _validators_of(node, height - 1, validators)
             blocks.append(_decided(this["block"], signed_by, validators[1], following["block"]["header"]["app_hash"]))
     transcript = Transcript(service.name, genesis, service.spec(), tuple(blocks), start=start)
-    return annotate(transcript, service, periods)
+    return annotate(transcript, service, periods, older)
 
 
 async def _validators_of(node: NodeRpc, height: int, known: tuple[bytes, list[str]]) -> tuple[bytes, list[str]]:

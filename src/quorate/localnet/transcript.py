@@ -6,6 +6,10 @@ what the application saw of it (`time_ms`, `txs`, who was `absent` and `present`
 `counted`, for each transaction; where a round ended `settled` and the agreed `state`). Nothing in it is secret.
 Nothing here does I/O but `Transcript.load` and `save`.
 
+Where the network changed its code on the way (`quorate.abci.upgrade`), each version executes the blocks that it
+decided: the older ones are given as `older`. A recording whose start is the last state of an older version needs none:
+that is taken over by the migration of today's code, and the blocks after it are replayed.
+
 A replay that gives another app hash is a *break*: agents of the old and the new code would part there. Where that is
 meant, the first line names the block and the reason (`broken`), and the replay has to break exactly there.
 """
@@ -13,6 +17,7 @@ meant, the first line names the block and the reason (`broken`), and the replay 
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +32,7 @@ from quorate.abci.transaction import Roll, Transaction
 from quorate.errors import ConfigError, PeerError, QuorateError
 from quorate.fsm import Period, Service, codec
 
-__all__ = ["Break", "Broken", "Decided", "Replayed", "Transcript", "annotate", "replay"]
+__all__ = ["Break", "Broken", "Decided", "Replayed", "Transcript", "annotate", "first_replica", "replay"]
 
 VERSION = 1
 
@@ -142,11 +147,14 @@ class Replayed:
         return (self.broken and self.broken.height) == (broken and broken.height)
 
 
-def replay(transcript: Transcript, service: Service) -> Replayed:
-    """Run the transcript's blocks through today's `service` and machine, up to the first difference."""
+def replay(transcript: Transcript, service: Service, older: Sequence[Service] = ()) -> Replayed:
+    """Run the transcript's blocks through today's `service` and machine, up to the first difference.
+
+    `older` are the versions that decided some of the blocks before `service` did.
+    """
     rounds = periods = 0
     first: int | None = None
-    steps = zip(transcript.blocks, _run(transcript, service), strict=False)
+    steps = zip(transcript.blocks, _run(transcript, service, older), strict=False)
     for done, (block, (before, applied)) in enumerate(steps):
         first = before.period.state.period if first is None else first
         if isinstance(applied, QuorateError):
@@ -154,7 +162,7 @@ def replay(transcript: Transcript, service: Service) -> Replayed:
             return Replayed(done, rounds, periods, Break(block.height, before.period.round.name, cause, "", ""))
         got = applied.replica.app_hash.hex()
         if got != block.app_hash:
-            cause = _cause(transcript, service, block, applied)
+            cause = _cause(transcript, service, older, block, applied)
             return Replayed(
                 done, rounds, periods, Break(block.height, before.period.round.name, cause, block.app_hash, got)
             )
@@ -163,14 +171,16 @@ def replay(transcript: Transcript, service: Service) -> Replayed:
     return Replayed(len(transcript.blocks), rounds, periods, None)
 
 
-def annotate(transcript: Transcript, service: Service, periods: int | None = None) -> Transcript:
+def annotate(
+    transcript: Transcript, service: Service, periods: int | None = None, older: Sequence[Service] = ()
+) -> Transcript:
     """The transcript with what its blocks led to, cut after `periods` periods.
 
     `ConfigError` where today's code does not give the recorded app hashes: what it adds would not be true.
     """
     blocks = []
     last: int | None = None
-    for block, (before, applied) in zip(transcript.blocks, _run(transcript, service), strict=False):
+    for block, (before, applied) in zip(transcript.blocks, _run(transcript, service, older), strict=False):
         if last is None and periods is not None:
             last = before.period.state.period + periods
         if isinstance(applied, QuorateError) or applied.replica.app_hash.hex() != block.app_hash:
@@ -186,16 +196,26 @@ def annotate(transcript: Transcript, service: Service, periods: int | None = Non
     return dataclasses.replace(transcript, blocks=tuple(blocks), spec=service.spec())
 
 
-def _run(transcript: Transcript, service: Service) -> Iterator[tuple[Replica, Applied | QuorateError]]:
+def _run(
+    transcript: Transcript, service: Service, older: Sequence[Service]
+) -> Iterator[tuple[Replica, Applied | QuorateError]]:
     genesis = transcript.genesis
-    replica = Replica.start(begin(service, genesis))
+    versions = {one.spec_hash: one for one in (*older, service)}
+    replica = Replica.start(begin(versions.get(genesis.spec_hash, service), genesis))
     if transcript.start is not None:
         try:
-            replica = Replica.decode(service, transcript.start)
+            replica = first_replica(transcript.start, service, older)
         except ConfigError as error:  # of another version: that is the break
             yield replica, error
             return
     for block in transcript.blocks:
+        due = replica.upgrades.due
+        if due is not None and replica.upgrades.is_due(block.height) and due.target.spec_hash in versions:
+            try:
+                replica = Replica.decode(versions[due.target.spec_hash], replica.encode())
+            except ConfigError as error:
+                yield replica, error
+                return
         senders = by_validator(replica.members or genesis.members, replica.turnover).values()
         roll = Roll(genesis.chain_id, {member.address for member in senders})
         txs = tuple(_transaction(roll, data) for data in block.txs)
@@ -208,6 +228,17 @@ def _run(transcript: Transcript, service: Service) -> Iterator[tuple[Replica, Ap
         replica = applied.replica
 
 
+def first_replica(start: bytes, service: Service, older: Sequence[Service]) -> Replica:
+    """The state that a recording begins with, in the one version that goes on from it."""
+    try:
+        return Replica.decode(service, start)
+    except ConfigError:
+        for one in older:
+            with contextlib.suppress(ConfigError):
+                return Replica.decode(one, start)
+        raise
+
+
 def _transaction(roll: Roll, data: bytes) -> Transaction | None:
     try:
         return roll.transaction(data)
@@ -215,10 +246,15 @@ def _transaction(roll: Roll, data: bytes) -> Transaction | None:
         return None
 
 
-def _cause(transcript: Transcript, service: Service, block: Decided, applied: Applied) -> str:
+def _cause(transcript: Transcript, service: Service, older: Sequence[Service], block: Decided, applied: Applied) -> str:
     if transcript.spec != service.spec():
         return f"the specification of {service.name} changed: {_differences(transcript.spec, service.spec())}"
-    if transcript.genesis.spec_hash != service.spec_hash:
+    is_known = transcript.genesis.spec_hash in {one.spec_hash for one in (service, *older)}
+    if not is_known and transcript.start is None and service.version > 1:
+        return (
+            f"the chain began with the version {transcript.genesis.spec_hash[:12]}, which is not among the older ones"
+        )
+    if not is_known and service.version == 1:
         return f"a time limit of a round of {service.name}, or the type of a payload or of the state, changed"
     if block.counted and block.counted != applied.accepted:
         which = [index for index, (a, b) in enumerate(zip(block.counted, applied.accepted, strict=False)) if a != b]
