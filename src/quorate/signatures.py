@@ -5,13 +5,15 @@ Every digest signed here is an EIP-712 one (0x19 0x01 ...), so that no signature
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from coincurve import PublicKey
 from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 
 from quorate.units import Address
 
-__all__ = ["SIGNATURE_BYTES", "domain_separator", "keccak", "recover", "typed_digest"]
+__all__ = ["SIGNATURE_BYTES", "address_of", "domain_separator", "keccak", "recover", "text_hash", "typed_digest"]
 
 SIGNATURE_BYTES = 65
 _HALF_ORDER = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
@@ -31,7 +33,19 @@ def recover(digest: bytes, signature: bytes) -> Address | None:
         key = PublicKey.from_signature_and_message(signature[:64] + bytes([signature[64] - 27]), digest, hasher=None)
     except ValueError:  # no such point on the curve
         return None
-    return Address(to_checksum_address(keccak(key.format(compressed=False)[1:])[12:]))
+    return address_of(keccak(key.format(compressed=False)[1:])[12:])
+
+
+@lru_cache(1024)
+def address_of(raw: bytes) -> Address:
+    """The address whose 20 bytes are `raw`, with its checksum (EIP-55). Remembered: members' come again and again."""
+    return Address(to_checksum_address(raw))
+
+
+@lru_cache(1024)
+def text_hash(text: str) -> bytes:
+    """keccak256 of a text that comes again and again: a type, a chain's id, a round's name."""
+    return bytes(keccak(text=text))
 
 
 def domain_separator(
@@ -53,4 +67,4 @@ def typed_digest(separator: bytes, type_text: str, *words: bytes) -> bytes:
     """The EIP-712 digest of a flat struct: `type_text` is its encoded type, `words` its members, 32 bytes each."""
     if any(len(word) != 32 for word in words):
         raise ValueError("a member of a typed struct is encoded in 32 bytes; hash dynamic ones first")
-    return keccak(b"\x19\x01" + separator + keccak(keccak(text=type_text) + b"".join(words)))
+    return keccak(b"\x19\x01" + separator + keccak(text_hash(type_text) + b"".join(words)))

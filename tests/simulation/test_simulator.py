@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from quorate.testing.campaign import load_subject, plan_of, run_campaign, run_workers, shrink
+from quorate.testing import campaign
+from quorate.testing.campaign import load_subject, plan_of, run_campaign, run_workers, shrink, worker
 from quorate.testing.consensus import EPOCH_S
 from quorate.testing.faults import FAULTS, Plan
 from quorate.testing.loop import Stuck, run_virtual
 from quorate.testing.oracles import INVARIANTS
-from quorate.testing.planted import BUGS, hunt
+from quorate.testing.planted import BUGS, Verdict, hunt, look
 from quorate.testing.simulation import CRASH_POINTS, simulate
 
 SERVICES = Path(__file__).parents[2] / "services"
@@ -72,6 +75,21 @@ def test_a_planted_bug_is_caught(name: str) -> None:
     assert hunt(name, most=12)["seeds"] > 0
 
 
+def test_the_seeds_that_catch_bugs_show_nothing_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(SERVICES.parent)
+    assert [look(seed) for seed in range(3)] == [""] * 3
+    assert look(0, is_abroad=True) == ""
+
+
+def test_a_seed_that_looks_broken_without_a_bug_makes_the_figure_worthless() -> None:
+    bugs = (("one", "", 1, "agreement"), ("two", "5", 0, ""), ("three", "", 7, "(ValueError)"))
+    silent = Verdict(bugs, ((0, False, ""), (1, False, "")), 1.0)
+    assert (silent.planted, silent.caught, silent.median_seeds, silent.false_catches) == (3, 2, 4.0, 0)
+    assert silent.figures()["by_error"] == 1
+    noisy = Verdict(bugs, ((0, False, ""), (1, False, "agreement")), 1.0)
+    assert (noisy.caught, noisy.false_catches) == (0, 1)
+
+
 def test_there_is_a_planted_bug_for_each_requirement_of_abci() -> None:
     assert len(BUGS) >= 40
     assert len({bug.name for bug in BUGS}) == len(BUGS)
@@ -100,6 +118,29 @@ def test_a_campaign_sums_up_its_seeds() -> None:
     assert (found.seeds, found.violations) == (1, 0)
     assert found.periods >= 1
     assert set(found.faults) <= set(FAULTS)
+
+
+def test_a_campaign_that_runs_each_seed_twice_names_those_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(requests: Sequence[Mapping[str, Any]], hash_seed: int) -> Iterator[dict[str, Any]]:
+        for line in worker({**requests[0], "seeds": [0, 2]}):
+            yield {**line, "trace": f"{line['trace']} {hash_seed}"} if line["seed"] else line
+
+    monkeypatch.setattr(campaign, "run_workers", run)
+    assert run_campaign(HELLO, (0, 2), workers=1, twice=True).differing == (2,)
+    assert run_campaign(HELLO, (0, 2), workers=1).differing == ()
+
+
+def test_faults_go_on_until_as_many_rounds_have_ended_as_were_asked_for() -> None:
+    subject = load_subject(HELLO)
+    assert simulate(subject, plan_of(subject, 2)).rounds < 40
+    assert simulate(subject, plan_of(subject, 2, rounds=45)).rounds >= 45
+
+
+def test_an_agent_that_lost_everything_takes_a_snapshot_and_believes_no_liar() -> None:
+    subject = load_subject(HELLO)
+    reports = [simulate(subject, Plan(seed, 4, ("wiped agent", "garbage snapshot"), (0,), 12.0)) for seed in (3, 5)]
+    assert not [one.violations for one in reports if one.violations]
+    assert any("takes the snapshot" in line for one in reports for line in one.story)
 
 
 def test_virtual_time_costs_nothing_and_keeps_its_order() -> None:

@@ -70,12 +70,10 @@ class Archive:
         """
         if height % self.retention.snapshot_every and not is_new_version:
             return 0
-        part = self._folder / "part"
         try:
-            part.write_bytes(state)
-            part.rename(self._path(height))
+            self._write(height, state)
             for old in self.heights()[: -self.retention.snapshots]:
-                self._path(old).unlink(missing_ok=True)
+                self._drop(old)
         except OSError as error:
             raise SetupError(
                 f"the snapshot of block {height} could not be written to {self._folder}: {error}",
@@ -98,6 +96,14 @@ class Archive:
     def chunk(self, height: int, index: int) -> bytes:
         """Empty where there is no such chunk (any more): the peer asks another agent."""
         return self._read(height)[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
+
+    def _write(self, height: int, state: bytes) -> None:
+        part = self._folder / "part"
+        part.write_bytes(state)
+        part.rename(self._path(height))
+
+    def _drop(self, height: int) -> None:
+        self._path(height).unlink(missing_ok=True)
 
     def _read(self, height: int) -> bytes:
         try:

@@ -11,10 +11,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from eth_utils.address import to_checksum_address
-
 from quorate.errors import PeerError
-from quorate.signatures import domain_separator, keccak, recover, typed_digest
+from quorate.signatures import address_of, domain_separator, keccak, recover, text_hash, typed_digest
 from quorate.units import Address
 
 __all__ = [
@@ -41,10 +39,10 @@ def payload_digest(chain_id: str, period: int, sequence: int, round_name: str, o
     return typed_digest(
         _DOMAIN,
         _TYPE,
-        keccak(text=chain_id),
+        text_hash(chain_id),
         period.to_bytes(32, "big"),
         sequence.to_bytes(32, "big"),
-        keccak(text=round_name),
+        text_hash(round_name),
         opening,
         keccak(body),
     )
@@ -114,8 +112,7 @@ class SignedPayload:
         round_name = name.decode("ascii")
         if problem := _problem(period, sequence, round_name, opening, body):
             raise PeerError(problem, evidence=data)
-        address = Address(to_checksum_address(sender))
-        return SignedPayload(address, period, sequence, round_name, opening, body, signature)
+        return SignedPayload(address_of(sender), period, sequence, round_name, opening, body, signature)
 
 
 def _problem(period: int, sequence: int, round_name: str, opening: bytes, body: bytes) -> str:

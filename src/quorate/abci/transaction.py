@@ -34,6 +34,9 @@ class Kind(IntEnum):
     UPGRADE = 4
 
 
+_KINDS = {kind.value: kind for kind in Kind}
+
+
 @dataclass(frozen=True)
 class Transaction:
     """A transaction whose payloads are well formed and signed by members."""
@@ -92,12 +95,12 @@ class Roll:
 
     def transaction(self, data: bytes) -> Transaction:
         """The transaction in `data`; `PeerError` where it is none, or any of its payloads is refused."""
-        if not data or data[0] not in tuple(Kind):
+        kind = _KINDS.get(data[0]) if data else None
+        if kind is None:
             raise PeerError(
                 f"a transaction that begins with {data[:1].hex() or 'nothing'}; expected 01 to {max(Kind):02x}",
                 evidence=data,
             )
-        kind = Kind(data[0])
         if kind is Kind.BUNDLE:
             return Transaction(kind, tuple(self._bundled(data)))
         payload = self.payload(data[1:])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import gc
 import importlib.util
 import json
 import os
@@ -22,6 +24,8 @@ from quorate.testing.simulation import Report, Subject, simulate
 from quorate.testing.world import World
 
 __all__ = ["Campaign", "Failure", "load_subject", "run_campaign", "run_workers", "shrink", "worker"]
+
+_OTHER_HASH_SEEDS = 1000
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Campaign:
     checks: Mapping[str, int]
     """How often each invariant was looked at."""
     failures: tuple[Failure, ...]
+    differing: tuple[int, ...]
+    """Seeds that left another trace in another process (`twice`): something depends on more than seed and code."""
     seconds: float
 
 
@@ -73,17 +79,32 @@ def load_subject(folder: Path) -> Subject:
 
 
 def run_campaign(
-    folder: Path, seeds: Sequence[int], *, workers: int | None = None, without: Sequence[str] = (), hash_seed: int = 1
+    folder: Path,
+    seeds: Sequence[int],
+    *,
+    workers: int | None = None,
+    without: Sequence[str] = (),
+    rounds: int = 0,
+    twice: bool = False,
+    hash_seed: int = 1,
 ) -> Campaign:
-    """Simulate every seed; failing ones (the first three) are shrunk."""
+    """Simulate every seed; failing ones (the first three) are shrunk.
+
+    `rounds`: the first phase goes on until so many have ended. `twice`: every seed runs in a second process, with
+    another hash seed, and must leave the same trace there.
+    """
     began = time.monotonic()
     count = max(1, min(workers or os.cpu_count() or 1, len(seeds)))
     batches = [list(seeds[i::count]) for i in range(count)]
-    requests = [{"folder": str(folder), "seeds": batch, "without": list(without)} for batch in batches]
+    requests = [
+        {"folder": str(folder), "seeds": batch, "without": list(without), "rounds": rounds} for batch in batches
+    ]
     lines = list(run_workers(requests, hash_seed))
+    again = run_workers(requests, hash_seed + _OTHER_HASH_SEEDS) if twice else lines
+    differing = [one["seed"] for one, other in zip(lines, again, strict=True) if one["trace"] != other["trace"]]
     broken = sorted((line for line in lines if line["violations"]), key=lambda line: int(line["seed"]))
     subject = load_subject(folder) if broken else None
-    failures = [shrink(subject, folder, int(line["seed"]), without) for line in broken[:3]] if subject else []
+    failures = [shrink(subject, folder, int(line["seed"]), without, rounds) for line in broken[:3]] if subject else []
     checks: Counter[str] = Counter()
     for line in lines:
         checks.update(line["checks"])
@@ -96,13 +117,14 @@ def run_campaign(
         faults=dict(sorted(Counter(fault for line in lines for fault in line["faults"]).items())),
         checks=dict(sorted(checks.items())),
         failures=tuple(failures),
+        differing=tuple(sorted(differing)),
         seconds=round(time.monotonic() - began, 1),
     )
 
 
-def shrink(subject: Subject, folder: Path, seed: int, without: Sequence[str] = ()) -> Failure:
+def shrink(subject: Subject, folder: Path, seed: int, without: Sequence[str] = (), rounds: int = 0) -> Failure:
     """Leave out one kind of fault after the other, as long as an invariant that broke still breaks."""
-    plan = plan_of(subject, seed, without)
+    plan = plan_of(subject, seed, without, rounds)
     report = simulate(subject, plan)
     first = {one.invariant for one in report.violations}
     for fault in plan.faults:
@@ -110,7 +132,7 @@ def shrink(subject: Subject, folder: Path, seed: int, without: Sequence[str] = (
         if first & {one.invariant for one in smaller.violations}:
             plan, report = plan.without(fault), smaller
     left_out = [one for one in plan_of(subject, seed).faults if one not in plan.faults]
-    extra = "".join(f" --without '{fault}'" for fault in left_out)
+    extra = "".join(f" --without '{fault}'" for fault in left_out) + (f" --rounds {rounds}" if rounds else "")
     return Failure(
         seed=seed,
         invariants=tuple(dict.fromkeys(one.invariant for one in report.violations)),
@@ -121,9 +143,10 @@ def shrink(subject: Subject, folder: Path, seed: int, without: Sequence[str] = (
     )
 
 
-def plan_of(subject: Subject, seed: int, without: Sequence[str] = ()) -> Plan:
+def plan_of(subject: Subject, seed: int, without: Sequence[str] = (), rounds: int = 0) -> Plan:
     """What a seed draws for this service."""
     plan = Plan.draw(seed, agents=subject.agents, has_world=bool(subject.make_world.faults))
+    plan = dataclasses.replace(plan, rounds=rounds)
     for fault in without:
         plan = plan.without(fault)
     return plan
@@ -136,9 +159,17 @@ def worker(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
         yield from (hunt(name, request["most"]) for name in request["planted"])
         return
+    if "control" in request:
+        from quorate.testing.planted import look
+
+        for seed, is_abroad in request["control"]:
+            yield {"seed": seed, "is_abroad": is_abroad, "seen": look(seed, is_abroad=is_abroad)}
+        return
     subject = load_subject(Path(request["folder"]))
+    gc.freeze()  # what is imported stays; and a seed makes little garbage that needs looking for
+    gc.set_threshold(100_000, 50, 100)
     for seed in request["seeds"]:
-        yield _line(simulate(subject, plan_of(subject, seed, request.get("without", ()))))
+        yield _line(simulate(subject, plan_of(subject, seed, request.get("without", ()), request.get("rounds", 0))))
 
 
 def _line(report: Report) -> dict[str, Any]:

@@ -20,13 +20,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from quorate.abci import Genesis, SignedPayload
+from quorate.abci import Genesis, Retention, SignedPayload
 from quorate.abci import genesis as genesis_module
 from quorate.abci import machine as rules
+from quorate.abci.archive import FORMAT
 from quorate.abci.pb.tendermint.abci import types_pb2 as pb
 from quorate.abci.transaction import Kind, encode_bundle, encode_single
 from quorate.errors import ConfigError, PeerError, SetupError
-from quorate.testing.disk import Disk
+from quorate.testing.disk import Disk, MemoryArchive
 from quorate.testing.oracles import Judge
 from quorate.testing.process import Process
 
@@ -36,9 +37,19 @@ EPOCH_S = 1_800_000_000.0
 MAX_TX_BYTES = 1 << 20
 _COMMIT, _ABSENT = 2, 1
 _ACCEPT = 1  # of ProcessProposal and of VerifyVoteExtension
+_CHUNK_ACCEPTED = 1  # of ApplySnapshotChunk
+_ASK_AGAIN_S = 1.0
 _HEARTBEAT_S = 30.0
 _TIMEOUT_S = 0.32  # what a round without a decision costs
 _ANSWER_LIMIT_S = 0.1
+_RETENTIONS = (
+    Retention(blocks=8, snapshot_every=2, snapshots=2),
+    Retention(blocks=20, snapshot_every=5, snapshots=3),
+    Retention(),  # the real one: nothing is pruned in a run this short
+)
+
+
+_PURE = frozenset({"prepare_proposal", "process_proposal", "extend_vote", "verify_vote_extension", "check_tx"})
 
 
 class Killed(Exception):
@@ -81,8 +92,12 @@ class Peer:
 
     index: int
     is_liar: bool
+    archive: MemoryArchive
+    """The snapshots that its agent keeps."""
     disk: Disk = field(default_factory=Disk)
     blocks: list[Decided] = field(default_factory=list)
+    """Those up to height `base` are only remembered here: the node pruned them, or took a snapshot in their place."""
+    base: int = 0
     commit: dict[int, _Vote] = field(default_factory=dict)
     """The votes for the last block, by voter, as far as they were seen."""
     locked: Decided | None = None
@@ -91,6 +106,8 @@ class Peer:
     process: Process | None = None
     is_ready: bool = False
     """True once the handshake has brought the application level; before that the node takes no part."""
+    is_asking: bool = False
+    """It has lost everything, found nobody to help, and will ask again."""
     lives: int = 0
     offset_s: float = 0.0
     drift: float = 0.0
@@ -107,6 +124,18 @@ class Peer:
     def height(self) -> int:
         return len(self.blocks)
 
+    def wipe(self) -> None:
+        """Its owner takes the agent's state and the node's data away; keys stay."""
+        self.blocks, self.base, self.commit, self.locked, self.is_wiped = [], 0, {}, None, True
+        self.disk.wipe()
+        self.archive.wipe()
+
+
+_Offer = tuple[int, bytes, int]
+"""A snapshot's height, hash and number of chunks."""
+_Source = tuple[Peer, bytes | None]
+"""Who offers it, and what a liar gives in its place."""
+
 
 class Consensus:
     """n peers and what goes on between them."""
@@ -122,7 +151,8 @@ class Consensus:
         trace: Callable[[str, Any], None],
     ) -> None:
         self.genesis, self.judge, self.rng = genesis, judge, rng
-        self.peers = [Peer(index, index in liars) for index in range(len(genesis.members))]
+        retention = rng.choice(_RETENTIONS)
+        self.peers = [Peer(index, index in liars, MemoryArchive(retention)) for index in range(len(genesis.members))]
         self.addresses = [bytes.fromhex(member.validator_address) for member in genesis.members]
         self.links: dict[tuple[int, int], str] = {}
         """What is wrong with a link: "cut", or "slow"."""
@@ -161,6 +191,15 @@ class Consensus:
         """That machine's clock."""
         return EPOCH_S + self.now_s * (1 + peer.drift) + peer.offset_s
 
+    async def read(self, peer: Peer) -> None:
+        """A client asks this agent where the chain is."""
+        if not peer.is_up or peer.is_liar:
+            return
+        with contextlib.suppress(Killed):
+            told = json.loads((await self._call(peer, "query", pb.RequestQuery(path="/status"))).value)
+            if (height := told["height"]) and peer.process is not None and self._is_canonical(peer, height):
+                self.judge.read(peer.process.key.address, peer.lives, height, bytes.fromhex(told["app_hash"]))
+
     def crash(self, peer: Peer, why: str) -> None:
         """kill -9 of agent and node. What is stored stays."""
         if peer.process is not None:
@@ -172,27 +211,55 @@ class Consensus:
 
     async def revive(self, peer: Peer) -> None:
         """Start the agent again: from its disk, by the handshake that CometBFT does."""
-        if peer.process is not None:
+        if peer.process is not None or peer.is_asking:
             return
         peer.lives += 1
-        try:
-            process = self._spawn(peer)
-        except ConfigError as error:
-            self.judge.require("damage is found", peer.is_wiped, f"agent {peer.index} cannot start: {error.message}")
-            self._note(f"agent {peer.index} finds its state damaged; its owner removes it, as the message says")
-            peer.disk.wipe()
-            process = self._spawn(peer)
+        process = self._load(peer)
         peer.process = process
         self._note(f"agent {peer.index} starts at height {process.app.height} of {peer.height}")
         try:
-            await self._handshake(peer, process)
+            if not await self._handshake(peer, process):
+                self.crash(peer, "nobody can give it what it lacks")
+                self._revive_later(peer)
+                return
         except Killed:
             return
         peer.is_ready = True
         process.start(lambda tx: self._broadcast(peer, tx))
         self._wake.set()
 
-    async def _handshake(self, peer: Peer, process: Process) -> None:
+    def _revive_later(self, peer: Peer) -> None:
+        async def wait() -> None:
+            await asyncio.sleep(_ASK_AGAIN_S)
+            peer.is_asking = False
+            await self.revive(peer)
+
+        if not peer.is_asking:
+            peer.is_asking = True
+            self.spawn(wait())
+
+    def _load(self, peer: Peer) -> Process:
+        """The agent from its disk. Where that is damaged, or the node has pruned what it lacks, its owner clears it."""
+        try:
+            process = self._spawn(peer)
+        except ConfigError as error:
+            self.judge.require("damage is found", peer.is_wiped, f"agent {peer.index} cannot start: {error.message}")
+            self._note(f"agent {peer.index} finds its state damaged; its owner removes it, as the message says")
+            if peer.base:
+                peer.wipe()
+            peer.disk.wipe()
+            return self._spawn(peer)
+        if process.app.height < peer.base:
+            self.judge.require("snapshots serve", peer.is_wiped, f"agent {peer.index} lags behind its own node")
+            self._note(f"agent {peer.index} is older than all that its node keeps; its owner removes both")
+            for task in process.kill():
+                self._keep(task)
+            peer.wipe()
+            return self._spawn(peer)
+        return process
+
+    async def _handshake(self, peer: Peer, process: Process) -> bool:
+        """What CometBFT does first. False where nobody can help an agent that has lost everything."""
         info = await self._call(peer, "info", pb.RequestInfo())
         height = info.last_block_height
         self.judge.require("never ahead of its node", height <= peer.height, f"{height} > {peer.height}")
@@ -204,9 +271,102 @@ class Consensus:
                 f"agent {peer.index} wakes at height {height} with another hash than the agreed one",
             )
         if height == 0:
+            if not peer.height and await self._state_sync(peer):
+                return True
+            if not peer.height and self.judge.hashes and self._has_lost_touch(peer):
+                return False
             await self._call(peer, "init_chain", self._init_request())
         for block in peer.blocks[height:]:
             await self._apply(peer, block, is_replay=True)
+        return True
+
+    def is_needed(self, peer: Peer) -> bool:
+        """No more may forget than may lie: a block that nobody holds is lost. And somebody must be able to help."""
+        others = [one for one in self.peers if one is not peer]
+        whole = [one for one in others if one.height >= peer.height]
+        helpers = [one for one in whole if not one.is_liar and (not one.base or self._can_help(one))]
+        return len(whole) < 2 * len(self.peers) // 3 or not helpers or not all(one.height for one in others)
+
+    def _can_help(self, peer: Peer) -> bool:
+        return any(peer.base <= height <= peer.height - 2 for height in peer.archive.heights())
+
+    def _has_lost_touch(self, peer: Peer) -> bool:
+        """True where there are more blocks, and no node keeps the one that `peer` needs next."""
+        ahead = [one for one in self.peers if one is not peer and one.height > peer.height]
+        return bool(ahead) and all(one.base > peer.height for one in ahead)
+
+    async def _state_sync(self, peer: Peer) -> bool:
+        """CometBFT's state sync into an empty application: the newest snapshot first, chunks from all that offer it.
+
+        What its light client proves is taken from the judge: the app hash of the chain at that height.
+        """
+        offers: dict[_Offer, list[_Source]] = {}
+        for source in self.peers:
+            if source is not peer and source.is_up and self.reaches(source, peer):
+                with contextlib.suppress(Killed):
+                    for offer, forged in await self._offers(source):
+                        offers.setdefault(offer, []).append((source, forged))
+        for offer in sorted(offers, reverse=True):
+            if offer[0] + 2 <= len(self.judge.hashes) and await self._take_snapshot(peer, offer, offers[offer]):
+                return True
+        return False
+
+    async def _offers(self, source: Peer) -> list[tuple[_Offer, bytes | None]]:
+        """What a peer offers; a liar may offer a state of its own making."""
+        answer = await self._call(source, "list_snapshots", pb.RequestListSnapshots())
+        found: list[tuple[_Offer, bytes | None]] = []
+        for one in answer.snapshots:
+            self.judge.require(
+                "snapshots serve", one.height >= source.base or source.is_liar, f"no block above {one.height} is kept"
+            )
+            if source.is_liar and "garbage snapshot" in self.lies:
+                forged = self._forged_state(source, one.height)
+                found.append(((one.height, hashlib.sha256(forged).digest(), 1), forged))
+            else:
+                found.append(((one.height, one.hash, one.chunks), None))
+        return found
+
+    def _forged_state(self, liar: Peer, height: int) -> bytes:
+        assert liar.process is not None, "a dead liar offers nothing"  # noqa: S101
+        true = liar.archive.chunk(height, 0)
+        replica = rules.Replica.decode(liar.process.app.service, true)
+        return self.rng.choice((
+            replace(replica, hot=replica.hot + 2).encode(),
+            replace(replica, height=height + 1).encode(),
+            replace(replica, ticks=((self.judge.members[0], 1),)).encode(),
+            liar.archive.chunk(liar.archive.heights()[0], 0),
+            _flip(true, self.rng),
+        ))  # fmt: skip
+
+    async def _take_snapshot(self, peer: Peer, offer: _Offer, sources: list[_Source]) -> bool:
+        height, digest, chunks = offer
+        agreed = self.judge.expected[height - 1].replica.app_hash
+        snapshot = pb.Snapshot(height=height, format=FORMAT, chunks=chunks, hash=digest)
+        answer = await self._call(peer, "offer_snapshot", pb.RequestOfferSnapshot(snapshot=snapshot, app_hash=agreed))
+        if answer.result != pb.ResponseOfferSnapshot.ACCEPT:
+            return False
+        for index in range(chunks):
+            source, forged = sources[index % len(sources)]
+            try:
+                wanted = pb.RequestLoadSnapshotChunk(height=height, format=FORMAT, chunk=index)
+                chunk = forged or (await self._call(source, "load_snapshot_chunk", wanted)).chunk
+            except Killed:
+                return False
+            await self._latency()
+            request = pb.RequestApplySnapshotChunk(index=index, chunk=chunk, sender=str(source.index))
+            if (await self._call(peer, "apply_snapshot_chunk", request)).result != _CHUNK_ACCEPTED:
+                return False
+        info = await self._call(peer, "info", pb.RequestInfo())
+        self.judge.require(
+            "snapshot is proven",
+            (info.last_block_height, info.last_block_app_hash) == (height, agreed),
+            f"agent {peer.index} took another state than the chain's at height {height}",
+        )
+        source = max((one for one in self.peers if not one.is_liar and one is not peer), key=lambda one: one.height)
+        peer.blocks, peer.base = list(source.blocks[:height]), height
+        peer.commit = seen_votes(source.blocks[height - 1], source)
+        self._note(f"agent {peer.index} takes the snapshot of height {height}")
+        return True
 
     async def run(self) -> None:
         """Decide blocks until cancelled."""
@@ -251,7 +411,8 @@ class Consensus:
         if decisions:
             self._round = 0
             self._last_block_s = self.now_s
-            await self._all(self._decide(peer, block, votes) for peer, block, votes in decisions)
+            for peer, block, votes in decisions:
+                await self._decide(peer, block, votes)
         else:
             self._round += 1
             await asyncio.sleep(_TIMEOUT_S)
@@ -328,7 +489,8 @@ class Consensus:
     async def _process(self, proposals: dict[int, Decided], proposer: Peer) -> None:
         """ProcessProposal everywhere; `self._accepted` is who would prevote it."""
         self._accepted: dict[int, bool] = {}
-        await self._all(self._judge(self.peers[index], block) for index, block in proposals.items())
+        for index, block in proposals.items():  # none of them waits for anything
+            await self._judge(self.peers[index], block)
         answers: dict[bytes, set[bool]] = {}
         for index, accepted in self._accepted.items():
             if not self.peers[index].is_liar and self._is_canonical(self.peers[index], self.peers[index].height):
@@ -506,7 +668,9 @@ class Consensus:
         if peer.armed == "after results":
             self._die(peer, "after results")
         process = peer.process
-        await self._call(peer, "commit", pb.RequestCommit())
+        kept_from = (await self._call(peer, "commit", pb.RequestCommit())).retain_height
+        self.judge.require("snapshots serve", kept_from <= block.height, f"a node may not prune up to {kept_from}")
+        peer.base = max(peer.base, kept_from - 1)
         if peer.is_liar or not self._is_canonical(peer, block.height) or process is None:
             return
         applied = self.judge.expected[block.height - 1]
@@ -525,14 +689,21 @@ class Consensus:
 
     async def _catch_up(self) -> None:
         """Block sync: whoever is behind gets the next blocks from somebody that it can hear."""
-        await self._all(self._follow(peer) for peer in self.peers if peer.is_up)
+        frontier = max(peer.height for peer in self.peers)
+        if behind := [peer for peer in self.peers if peer.is_up and peer.height < frontier]:
+            await self._all(self._follow(peer) for peer in behind)
 
     async def _follow(self, peer: Peer) -> None:
         while peer.is_up:
             ahead = [one for one in self.peers if one.is_up and one.height > peer.height and self.reaches(one, peer)]
-            if not ahead:
+            able = [one for one in ahead if one.base <= peer.height]
+            if not able:
+                if self._has_lost_touch(peer):
+                    self.crash(peer, "it was away for too long, and its owner removes its data")
+                    peer.wipe()
+                    self._revive_later(peer)
                 return
-            source = ahead[0]
+            source = able[0]
             block = source.blocks[peer.height]
             if peer.height and source.blocks[peer.height - 1] != peer.blocks[-1]:
                 self.judge.require("agreement", peer.is_liar or source.is_liar, f"a fork at height {peer.height}")
@@ -561,13 +732,21 @@ class Consensus:
             self._wake.set()
             for other in self.peers:
                 if other is not peer:
-                    self.spawn(self._gossip(peer, other, tx))
+                    self._send(peer, other, tx)
         return code
 
-    async def _gossip(self, source: Peer, target: Peer, tx: bytes) -> None:
-        """Once per peer, over a connection that waits while the link is cut."""
+    def _send(self, source: Peer, target: Peer, tx: bytes) -> None:
+        """Once per peer."""
         slowest = 0.05 + (self.slow_s if self.links.get((source.index, target.index)) == "slow" else 0)
-        await asyncio.sleep(self.rng.uniform(0.001, slowest * (4 if self.rng.random() < self.disorder else 1)))
+        delay_s = self.rng.uniform(0.001, slowest * (4 if self.rng.random() < self.disorder else 1))
+        asyncio.get_running_loop().call_later(delay_s, self._arrive, source, target, tx)
+
+    def _arrive(self, source: Peer, target: Peer, tx: bytes) -> None:
+        if tx not in target.seen or self.twice:
+            self.spawn(self._gossip(source, target, tx))
+
+    async def _gossip(self, source: Peer, target: Peer, tx: bytes) -> None:
+        """Over a connection that waits while the link is cut."""
         while not self.reaches(source, target) or not target.is_up:
             await asyncio.sleep(0.4)
             if tx not in source.mempool:
@@ -704,7 +883,7 @@ class Consensus:
             raise Killed
         if peer.armed == f"{name}:before":
             self._die(peer, peer.armed)
-        is_pure = name in ("prepare_proposal", "process_proposal", "extend_vote", "verify_vote_extension", "check_tx")
+        is_pure = name in _PURE
         state, saves = process.app.app_hash, peer.disk.saves
         handler: Callable[[Any], Awaitable[Any]] = getattr(process.app, name)
         try:
@@ -721,7 +900,7 @@ class Consensus:
             raise Killed
         if is_pure and peer.process is process:
             self.judge.require("handlers change nothing", process.app.app_hash == state, name)
-        if name != "commit":
+        if name not in ("commit", "apply_snapshot_chunk"):
             self.judge.require("written in Commit only", peer.disk.saves == saves, f"{name} wrote a state")
         if (failure := process.failure) is not None and not peer.is_liar:
             self.judge.require("nobody fails", False, f"agent {peer.index}: {failure!r}")

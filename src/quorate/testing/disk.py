@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from quorate.abci import Store
+from quorate.abci import Archive, Retention, Store
 from quorate.errors import SetupError
 
-__all__ = ["Disk", "MemoryStore"]
+__all__ = ["Disk", "MemoryArchive", "MemoryStore"]
 
 _LOST_AT_MOST = 4  # saves that a power cut may take back: WAL with synchronous=NORMAL
 
@@ -66,3 +66,28 @@ class MemoryStore(Store):
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+class MemoryArchive(Archive):
+    """`quorate.abci.archive.Archive` whose files are in memory."""
+
+    def __init__(self, retention: Retention) -> None:
+        self.retention = retention
+        self._files: dict[int, bytes] = {}
+
+    def heights(self) -> list[int]:
+        """Of the snapshots that are there, the oldest first."""
+        return sorted(self._files)
+
+    def wipe(self) -> None:
+        """Nothing is left."""
+        self._files.clear()
+
+    def _write(self, height: int, state: bytes) -> None:
+        self._files[height] = state
+
+    def _drop(self, height: int) -> None:
+        del self._files[height]
+
+    def _read(self, height: int) -> bytes:
+        return self._files.get(height, b"")

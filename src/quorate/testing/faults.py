@@ -26,6 +26,7 @@ FAULTS: Mapping[str, str] = MappingProxyType({
     "crash in a handler": "kill -9 before, inside or after an ABCI call, FinalizeBlock and Commit above all",
     "torn write": "a power cut takes the last writes back",
     "truncated log": "a node loses its last blocks and its agent's state",
+    "wiped agent": "an agent loses its state, its node's blocks and its snapshots, and takes a snapshot of its peers'",
     "bit flip": "one bit of the stored state turns over while the agent is down",
     "full disk": "a state cannot be written",
     "clock": "a wall clock jumps by up to 20 s or drifts by 5 %",
@@ -34,7 +35,9 @@ FAULTS: Mapping[str, str] = MappingProxyType({
     "garbage extension": "a liar's vote extension is junk, another's, stale or too long",
     "mempool flood": "a liar fills the mempools with junk, stale and future payloads",
     "lying payload": "a liar sends another payload than its act gave, or two",
+    "garbage snapshot": "a liar offers damaged, older or forged states as snapshots",
     "omission": "a liar's proposals leave payloads out",
+    "interrupt": "some agents, a quorum or fewer, ask for one of the service's interrupts",
     "rolling upgrade": "the agents are restarted one after the other",
     "EVM reorg": "the EVM chain forgets 1 to 64 blocks",
     "dropped transaction": "a sent transaction disappears from the EVM's pool",
@@ -45,7 +48,10 @@ FAULTS: Mapping[str, str] = MappingProxyType({
 })  # fmt: skip
 """Every kind by name. The EVM's and the models' are drawn only where a service has a World with them."""
 
-LIES = ("equivocating proposer", "garbage proposal", "garbage extension", "mempool flood", "lying payload", "omission")
+LIES = (
+    *("equivocating proposer", "garbage proposal", "garbage extension", "mempool flood", "lying payload"),
+    *("garbage snapshot", "omission"),
+)
 ABROAD = ("EVM reorg", "dropped transaction", "fee spike", "lying RPC", "nonce taken", "model")
 
 
@@ -62,6 +68,8 @@ class Plan:
     """Virtual seconds of the first phase."""
     laps: int = 1
     """Periods that the second phase must complete."""
+    rounds: int = 0
+    """Rounds that must have ended before the first phase does, however long that takes (at most 40 times `storm_s`)."""
 
     @staticmethod
     def draw(

@@ -18,11 +18,11 @@ from quorate.abci.machine import MAX_TICKS, Applied, Block, Replica, apply_block
 from quorate.abci.payload import MAX_BODY_BYTES, UnsignedPayload
 from quorate.abci.transaction import Roll, Transaction
 from quorate.errors import PeerError, QuorateError
-from quorate.fsm import NO_MAJORITY, ROUND_TIMEOUT, Outcome, Period, Service, Votes, codec
+from quorate.fsm import BACK, NO_MAJORITY, ROUND_TIMEOUT, AnyRound, Outcome, Period, Service, Votes, codec
 from quorate.fsm.state import is_kept
 from quorate.units import Address
 
-__all__ = ["INVARIANTS", "Judge", "Violation"]
+__all__ = ["ASK", "INVARIANTS", "Judge", "Violation"]
 
 INVARIANTS: Mapping[str, str] = MappingProxyType({
     # Consensus and the ABCI requirements (the number is CometBFT's)
@@ -47,12 +47,15 @@ INVARIANTS: Mapping[str, str] = MappingProxyType({
     "replay gives the same": "What a restarted agent replays ends in the hash that was agreed.",
     "read back as written": "A stored state reads back as it was.",
     "damage is found": "A damaged state is refused, never used.",
+    "snapshot is proven": "An agent takes a snapshot only if it is the agreed state of its height, whoever gives it.",
+    "snapshots serve": "Whoever offers a snapshot keeps the blocks above it; nobody prunes what an agent still needs.",
     # The machine
     "one vote each": "A round counts at most one payload of each member, and of nobody else.",
     "no forged vote": "A payload that counts for an honest agent is one that it signed for this opening.",
     "bounded payloads": "Nothing beyond the size limit counts.",
     "bounded ticks": "No agent spends more ticks in a round than allowed.",
     "legal transition": "A round is followed by the one that the service's table names, and counted by one.",
+    "interrupts": "A round is interrupted when a quorum asked or the condition holds, never else, and is come back to.",
     "pure rule": "A rule gives the same outcome when asked twice and in another order.",
     "rule settles": "A round ends exactly when its rule or its deadline says so, with the rule's outcome.",
     "quorum stands behind": "What a quorum rule agrees on, at least quorum - f honest agents sent.",
@@ -65,6 +68,8 @@ INVARIANTS: Mapping[str, str] = MappingProxyType({
     "even powers": "Every power is even, and at most one validator is demoted.",
     # Agents
     "one word": "An honest agent never signs two payloads for one opening in one life.",
+    "one history": "What a client reads or acts on is a state of the one agreed history, and at one agent never an "
+    "older one than before; what it writes takes effect once, after it was sent: its history is linearizable.",
     "signs nothing undecided": "On-chain an agent signs only what a committed block agreed on.",
     "nobody fails": "No application, act or handler of an honest agent fails.",
     # Effects
@@ -80,8 +85,12 @@ INVARIANTS: Mapping[str, str] = MappingProxyType({
     "periods go on": "After the faults the service completes new periods.",
 })  # fmt: skip
 
+_NAMES = frozenset(INVARIANTS)
+ASK = b"!"  # begins a payload that asks for an interrupt
 _LATE_S = 12.0  # beyond a round's limit: ticks back off to 6.4 s, and a sleeping chain's clock starts a block late
 _READY_S = 3.0
+_Stack = tuple[tuple[str, str], ...]
+_Asks = tuple[tuple[str, Address], ...]
 
 
 @dataclass(frozen=True)
@@ -115,6 +124,7 @@ class Judge:
 
     def __post_init__(self) -> None:
         self.witness = Replica.start(Period.start(self.service, self.members))
+        self._genesis = self.witness
         self.expected: list[Applied] = []
         """What each decided block did, by height - 1."""
         self.hashes: list[bytes] = []
@@ -122,7 +132,11 @@ class Judge:
         """The period in which the last block's payloads were counted, before it ended."""
         self._roll = Roll(self.chain_id, self.members)
         self._signed: dict[tuple[Address, bytes], set[bytes]] = defaultdict(set)
+        self._asked: dict[Address, set[bytes]] = defaultdict(set)
         self._lives: dict[tuple[Address, int, bytes], bytes] = {}
+        self.intents: set[Any] = set()
+        """Whatever a decided block agreed to have the Safe do."""
+        self._reads: dict[tuple[Address, int], int] = {}
         self._opened_s = self._lead_s = 0.0
         self._time_ms = 0
         self._ready: dict[bytes, set[Address]] = {}
@@ -136,7 +150,7 @@ class Judge:
 
     def require(self, invariant: str, holds: bool, message: str | Callable[[], str] = "") -> None:
         """Note that `invariant` was looked at, and whether it held."""
-        assert invariant in INVARIANTS, invariant  # noqa: S101  # a slip of ours
+        assert invariant in _NAMES, invariant  # noqa: S101  # a slip of ours
         self.checks[invariant] += 1
         if not holds:
             text = message if isinstance(message, str) else message()
@@ -145,7 +159,9 @@ class Judge:
     def signed(self, who: Address, life: int, payload: UnsignedPayload) -> None:
         """`who` signed a payload (or tick)."""
         self._signed[who, payload.opening].add(payload.body)
-        if self.is_healthy and not payload.round.endswith("/tick"):
+        if payload.body.startswith(ASK):
+            self._asked[who].add(payload.body)
+        if self.is_healthy and not payload.round.endswith("/tick") and not payload.body.startswith(ASK):
             ready = self._ready.setdefault(payload.opening, set())
             ready.add(who)
             if len(ready) == len(self.members):
@@ -153,6 +169,19 @@ class Judge:
         if who in self.honest and not payload.round.endswith("/tick"):
             first = self._lives.setdefault((who, life, payload.opening), payload.body)
             self.require("one word", first == payload.body, f"{who} signed {first!r} and {payload.body!r}")
+
+    def read(self, who: Address, life: int, height: int, digest: bytes) -> None:
+        """`who` was told, or told a client, that the agreed state at `height` has this digest (or this app hash)."""
+        last = self._reads.get((who, life), 0)
+        agreed = None
+        if height <= len(self.expected):
+            agreed = self.expected[height - 1].replica if height else self._genesis
+        self.require(
+            "one history",
+            agreed is not None and height >= last and digest in (agreed.app_hash, agreed.period.digest()),
+            lambda: f"{who} reads a state of height {height} after {last}; it is none, or not the agreed one",
+        )
+        self._reads[who, life] = height
 
     def decided(self, block: Block, wire: Iterable[bytes], block_hash: bytes) -> Applied:
         """A block of the next height was decided: what it must do."""
@@ -176,6 +205,8 @@ class Judge:
         self._check_stored(applied.replica)
         self._check_cover(applied.replica)
         self.witness = applied.replica
+        state = applied.replica.period.state
+        self.intents.update(getattr(state, "unsettled", ()))
         if applied.settled is not None:
             self.settled.append(applied.settled)
             self._opened_s = self.now_s()
@@ -249,6 +280,10 @@ class Judge:
             if sender in self.honest:
                 known = self._signed[sender, counted.opening]
                 self.require("no forged vote", body in known, lambda s=sender, b=body: f"{s} never signed {b!r}")  # type: ignore[misc]
+        for event, who in counted.period.asks:
+            if who in self.honest:
+                said = counted.period.ask(event) in self._asked[who]
+                self.require("no forged vote", said, lambda e=event, w=who: f"{w} never asked for {e}")  # type: ignore[misc]
         for who, count in counted.ticks:
             self.require("bounded ticks", 0 < count <= MAX_TICKS and who in members, f"{who} spent {count}")
 
@@ -262,31 +297,58 @@ class Judge:
         outcome = None if period.is_final or block.height == 1 else self._outcome(period)
         if outcome is None and is_over and not period.is_final and block.height > 1:
             outcome = period.round.at_deadline(period.state, period.votes) or Outcome(ROUND_TIMEOUT, period.state)
+        due = None if period.is_final or block.height == 1 else self._due(period, outcome)
         if settled is None:
             self._check_split(period, block)
+            self.require("interrupts", due is None or due[0] is period.round, lambda: f"{period.round} stands: {due}")
             self.require("rule settles", outcome is None, lambda: f"{period.round} should have ended with {outcome}")
             self.require("deadline kept", not is_over or period.is_final, f"{period.round} outlives its deadline")
             clock = 0 if block.height == 1 or period.is_final else period.clock_ms or block.time_ms
             self.require("clock starts fresh", after.clock_ms == clock, f"clock {after.clock_ms}, expected {clock}")
             self.require("legal transition", after.sequence == period.sequence and after.round is period.round)
             return
+        event = outcome.event if outcome is not None else due[1][-1][0] if due and due[1] else ""
+        agreed = period.state if outcome is None else outcome.state
         self.require(
-            "rule settles",
-            outcome is not None and (outcome.event, outcome.state) == (settled.event, after.state),
-            lambda: f"{period.round} ended with {settled.event}, its rule says {outcome}",
+            "rule settles" if outcome is not None else "interrupts",
+            (event, agreed) == (settled.event, after.state),
+            lambda: f"{period.round} ended with {settled.event}, its rule says {outcome}, interrupts {due}",
         )
         self.require("deadline kept", settled.event != ROUND_TIMEOUT or is_over, f"{period.round} timed out early")
         self.require("clock starts fresh", after.clock_ms == 0, f"{after.round} opens with the clock {after.clock_ms}")
-        follows = self.service.table.get((period.round.name, settled.event))
+        self.require(
+            "interrupts", (after.round, after.interrupted, after.asks) == due, f"{after.interrupted}, expected {due}"
+        )
         self.require(
             "legal transition",
-            (after.round, after.sequence, settled.sequence) == (follows, period.sequence + 1, period.sequence)
+            (due is not None and after.round is due[0])
+            and (after.sequence, settled.sequence) == (period.sequence + 1, period.sequence)
             and not after.votes.pairs
             and applied.replica.ticks == (),
             f"{period.round} {settled.event} -> {after.round} ({after.sequence} after {period.sequence})",
         )
         self._check_quorum(period, settled.event, after)
         self._check_lap(period, after)
+
+    def _due(self, period: Period, outcome: Outcome[str, Any] | None) -> tuple[AnyRound, _Stack, _Asks] | None:
+        """The round that follows, the interrupts going on and asked for there; None where the outcome has no edge."""
+        target: AnyRound | None = period.round
+        state, stack = period.state, period.interrupted
+        if outcome is not None:
+            target, state = self.service.table.get((period.round.name, outcome.event)), outcome.state
+            if target is BACK and stack:
+                target, stack = self.service.rounds[stack[-1][1]], stack[:-1]
+            elif target is not None and target.name in self.service.main:
+                stack = ()
+        if target is None or target is BACK:
+            return None
+        asks = period.asks if state.period == period.state.period else ()
+        asked = [event for event, _ in asks]
+        for one in () if target in self.service.final else self.service.interrupts:
+            is_due = asked.count(one.event) > 2 * len(self.members) / 3 or (one.when is not None and one.when(state))
+            if is_due and one.event not in [event for event, _ in stack] and (outcome is not None or period.asks):
+                return one.to, (*stack, (one.event, target.name)), tuple(ask for ask in asks if ask[0] != one.event)
+        return target, stack, asks
 
     def _check_split(self, period: Period, block: Block) -> None:
         """An impossible majority ends a round at once, never by its deadline alone."""
@@ -369,6 +431,8 @@ class Judge:
             dataclasses.replace(period, votes=fewer) if period.votes.pairs else None,
             dataclasses.replace(period, clock_ms=period.clock_ms + 1),
             dataclasses.replace(period, sequence=period.sequence + 1),
+            dataclasses.replace(period, asks=(*period.asks, ("?", self.members[0]))),
+            dataclasses.replace(period, interrupted=(*period.interrupted, ("?", period.round.name))),
             dataclasses.replace(period, state=dataclasses.replace(period.state, period=period.state.period + 1)),
         ]
         hashes = [dataclasses.replace(replica, period=other).app_hash for other in others if other is not None]

@@ -20,26 +20,35 @@ from coincurve import PrivateKey
 from eth_account import Account
 from eth_utils.address import to_checksum_address
 
-from quorate.abci import Broadcast, Genesis, Member, ServiceApp, SignedPayload, UnsignedPayload, binding_digest
-from quorate.fsm import Service
+from quorate.abci import Broadcast, Genesis, Member, ServiceApp, SignedPayload, UnsignedPayload, Via, binding_digest
+from quorate.fsm import Period, Service, Settled
 from quorate.host.agreed import Agreed
 from quorate.host.context import ActContext, Equipment
-from quorate.host.decision_maker import QuorateDecisionMaker, SigningMessage, SigningRequest
+from quorate.host.decision_maker import IntentRequest, QuorateDecisionMaker, SigningMessage, SigningRequest
 from quorate.host.journal import Journal
 from quorate.host.runner import Runner
 from quorate.host.settler import SafeSettler
 from quorate.host.signer import Signer
 from quorate.signatures import keccak
-from quorate.testing.disk import Disk, MemoryStore
-from quorate.testing.oracles import Judge
+from quorate.testing.disk import Disk, MemoryArchive, MemoryStore
+from quorate.testing.oracles import ASK, Judge
 from quorate.testing.world import World
 from quorate.units import Address
 
-__all__ = ["CHAIN_ID", "Key", "Process", "genesis_of", "keys", "mutate"]
+__all__ = ["CHAIN_ID", "Key", "Process", "genesis_of", "keys", "mutate", "signed_by"]
 
 CHAIN_ID = "simulation-1"
 _log = logging.getLogger(__name__)
 _LIE_RATE = 0.6
+
+
+_REMEMBERED = 4096
+_signed: dict[tuple[bytes, bytes], Address] = {}
+
+
+def signed_by(digest: bytes, signature: bytes) -> Address | None:
+    """Which of our keys made this signature a while ago; None where nobody remembers."""
+    return _signed.get((digest, signature))
 
 
 class Key:
@@ -51,8 +60,12 @@ class Key:
         self.address = Address(to_checksum_address(keccak(self._key.public_key.format(compressed=False)[1:])[12:]))
 
     def sign_digest(self, digest: bytes) -> bytes:
-        signature: bytes = self._key.sign_recoverable(digest, hasher=None)
-        return signature[:64] + bytes([signature[64] + 27])
+        raw: bytes = self._key.sign_recoverable(digest, hasher=None)
+        signature = raw[:64] + bytes([raw[64] + 27])
+        if len(_signed) >= _REMEMBERED:
+            _signed.clear()
+        _signed[digest, signature] = self.address
+        return signature
 
     def unsafe_sign_hash(self, digest: bytes) -> Any:
         """As eth_account's accounts have it."""
@@ -134,6 +147,7 @@ class Process:
         index: int,
         life: int,
         disk: Disk,
+        archive: MemoryArchive,
         world: World,
         judge: Judge,
         wall_s: Callable[[], float],
@@ -176,7 +190,7 @@ class Process:
             context_of=lambda period: _Context(equipment, period),
         )
         store = MemoryStore(disk, at)
-        self.app = ServiceApp(service, genesis_of(service, n), self.key.address, store, self.runner, wall_s)
+        self.app = ServiceApp(service, genesis_of(service, n), self.key.address, store, self, wall_s, archive)
         self.runner.connect(self if lies else self.app)
 
     @property
@@ -205,6 +219,32 @@ class Process:
         """The boundary has signed this."""
         if isinstance(request, UnsignedPayload):
             self._judge.signed(self.key.address, self.life, request)
+        elif isinstance(request, IntentRequest):
+            is_agreed = request.intent in self._judge.intents
+            self._judge.require("signs nothing undecided", is_agreed, f"{self.key.address} signs {request.intent}")
+
+    def opened(self, period: Period, committed: bool) -> None:
+        """The application's word for the runner; what is decided is compared with what the others were told."""
+        if committed:
+            self._read(period, self.app.height)
+        self.runner.opened(period, committed)
+
+    def settled(self, settled: Settled, period: Period, height: int) -> None:
+        """As `opened`."""
+        self._read(period, height)
+        self.runner.settled(settled, period, height)
+
+    def sent(self, payload: SignedPayload, via: Via) -> None:
+        """For the runner."""
+        self.runner.sent(payload, via)
+
+    async def sign_tick(self, tick: UnsignedPayload) -> bytes:
+        """The runner's signature."""
+        return await self.runner.sign_tick(tick)
+
+    def _read(self, period: Period, height: int) -> None:
+        if self.is_alive and self._lies is None:
+            self._judge.read(self.key.address, self.life, height, period.digest())
 
     def offer(self, payload: SignedPayload) -> None:
         """A liar's way to the chain: another payload than its act gave."""
@@ -232,6 +272,8 @@ def mutate(body: bytes, rng: random.Random, members: Iterable[Address]) -> bytes
     """Another payload of mostly the same shape, or junk."""
     if rng.random() < 0.1:
         return rng.choice((b"", b"{", b"1.5", b"\xff\xff", b"[" * 3000, b'"' + b"x" * 8000 + b'"', b"null"))
+    if body.startswith(ASK):
+        return body + b"?"
     varied = _vary(json.loads(body), rng, list(members))
     return json.dumps(varied, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 

@@ -18,16 +18,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from quorate import members as member_records
-from quorate.abci import SignedPayload
+from quorate import signatures
+from quorate.abci import SignedPayload, payload
 from quorate.abci.machine import Replica
 from quorate.errors import ConfigError
 from quorate.fsm import Period, Service
+from quorate.rounds import settle
 from quorate.testing.consensus import EPOCH_S, Consensus, Peer, seen_votes
 from quorate.testing.faults import ABROAD, LIES, Plan
 from quorate.testing.loop import Stuck, run_virtual
 from quorate.testing.oracles import Judge, Violation
-from quorate.testing.process import CHAIN_ID, Process, genesis_of, keys
+from quorate.testing.process import CHAIN_ID, Process, genesis_of, keys, signed_by
 from quorate.testing.world import Setting, World
+from quorate.units import Address
 
 __all__ = ["CRASH_POINTS", "Report", "Subject", "simulate"]
 
@@ -47,6 +50,7 @@ CRASH_POINTS = (
 )  # fmt: skip
 _STORY_LINES = 40
 _HEALTHY_LIMIT_S = 4000.0
+_LONGEST_STORM = 40  # times what the plan says, where it asks for many rounds
 
 
 @dataclass(frozen=True)
@@ -91,20 +95,49 @@ def simulate(subject: Subject, plan: Plan) -> Report:
         logging.disable(logging.NOTSET)
 
 
+_PURE = (
+    *((payload, "payload_digest"), (member_records, "binding_digest")),
+    *((one, "recover") for one in (payload, member_records, settle)),
+)
+"""What every agent works out by itself, by module and name; the answer hangs on nothing but the arguments."""
+
+
 @contextlib.contextmanager
 def _remembering() -> Iterator[None]:
-    """Each agent checks each signature by itself; here they are in one process, and once a seed is enough."""
-    check, decode = SignedPayload.is_signed_by_sender, SignedPayload.decode
-    recover = getattr(member_records, "recover")  # noqa: B009  (mypy: imported there, not exported)
-    setattr(SignedPayload, "is_signed_by_sender", functools.lru_cache(4096)(check))  # noqa: B010  (mypy: a method)
-    setattr(SignedPayload, "decode", staticmethod(functools.lru_cache(4096)(decode)))  # noqa: B010
-    setattr(member_records, "recover", functools.lru_cache(4096)(recover))  # noqa: B010
+    """Each agent checks each signature by itself; here they are in one process, and once is enough."""
+    with contextlib.ExitStack() as stack:
+        for owner, name in _PURE:
+            quick = _recalled if name == "recover" else _cached(getattr(owner, name))
+            stack.enter_context(_swapped(owner, name, quick))
+        for name in ("is_signed_by_sender", "decode"):  # made anew for each seed: bugs are planted here
+            stored = SignedPayload.__dict__[name]
+            is_static = isinstance(stored, staticmethod)
+            quick = functools.lru_cache(4096)(stored.__func__ if is_static else stored)
+            stack.enter_context(_swapped(SignedPayload, name, staticmethod(quick) if is_static else quick))
+        yield
+
+
+@contextlib.contextmanager
+def _swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
+    stored = owner.__dict__[name]
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        setattr(member_records, "recover", recover)  # noqa: B010
-        setattr(SignedPayload, "is_signed_by_sender", check)  # noqa: B010
-        setattr(SignedPayload, "decode", staticmethod(decode))  # noqa: B010
+        setattr(owner, name, stored)
+
+
+@functools.cache
+def _cached(function: Callable[..., Any]) -> Callable[..., Any]:
+    return functools.lru_cache(4096)(function)
+
+
+_recover = functools.lru_cache(4096)(signatures.recover)
+
+
+def _recalled(digest: bytes, signature: bytes) -> Address | None:
+    """As `quorate.signatures.recover`; what a key of ours has just signed needs no curve."""
+    return signed_by(digest, signature) or _recover(digest, signature)
 
 
 class _Simulation:
@@ -112,6 +145,7 @@ class _Simulation:
         self.subject, self.plan = subject, plan
         self.rng = random.Random(f"run {plan.seed}")  # noqa: S311  # the seed is the point
         self.lies_rng = random.Random(f"lies {plan.seed}")  # noqa: S311
+        self.client_rng = random.Random(f"client {plan.seed}")  # noqa: S311
         self.story: list[str] = []
         self.trace = hashlib.sha256()
 
@@ -168,6 +202,7 @@ class _Simulation:
                 if one.done():
                     one.result()
             await asyncio.wait({task, *(one for one in work if not one.done())}, timeout=0.5)
+            await self.consensus.read(self.client_rng.choice(self.consensus.peers))
             for name, message in self.world.problems(at_end=False):
                 self.judge.require(name, False, message)
         if task.done():
@@ -178,14 +213,18 @@ class _Simulation:
 
     async def _storm(self) -> None:
         end = self.consensus.now_s + self.plan.storm_s
+        last = end + _LONGEST_STORM * self.plan.storm_s
         self._begin_lasting()
         sudden = [one for one in self.plan.faults if one in _SUDDEN]
-        while self.consensus.now_s < end:
+        while self.consensus.now_s < end or (self.consensus.now_s < last and self._is_short()):
             await asyncio.sleep(self.rng.expovariate(0.8))
             self._lie()
             if sudden and not self.judge.is_broken:
                 fault = self.rng.choice(sudden)
                 await getattr(self, _SUDDEN[fault])(fault)
+
+    def _is_short(self) -> bool:
+        return len(self.judge.settled) < self.plan.rounds and not self.judge.is_broken
 
     def _begin_lasting(self) -> None:
         net, plan = self.consensus, self.plan
@@ -232,19 +271,30 @@ class _Simulation:
 
     async def _truncated_log(self, fault: str) -> None:
         peer = self._pick()
-        others = [one for one in self.consensus.peers if one is not peer and one.height >= peer.height]
-        if len(others) < 2 * self.plan.agents // 3:
-            return  # no more may forget than may lie: a block that nobody holds is lost
-        self.consensus.crash(peer, "its data is lost")
-        keep = self.rng.choice((0, max(0, peer.height - self.rng.randint(1, 20))))
-        if keep < peer.height:
-            peer.commit = seen_votes(peer.blocks[keep - 1], peer) if keep else {}
-        peer.blocks, peer.is_wiped, peer.locked = peer.blocks[:keep], True, None
-        peer.disk.wipe()
+        if self.consensus.is_needed(peer):
+            return
+        self.consensus.crash(peer, "the end of its data is lost")
+        keep = max(0, peer.height - self.rng.randint(1, 20))
+        if keep <= peer.base:
+            peer.wipe()
+        else:
+            peer.commit = seen_votes(peer.blocks[keep - 1], peer)
+            peer.blocks, peer.is_wiped, peer.locked = peer.blocks[:keep], True, None
+            peer.disk.wipe()
+        self._later(self.rng.uniform(0.05, 4), lambda: self.consensus.revive(peer))
+
+    async def _wiped(self, fault: str) -> None:
+        peer = self._pick()
+        if self.consensus.is_needed(peer):
+            return
+        self.consensus.crash(peer, "all its data is lost")
+        peer.wipe()
         self._later(self.rng.uniform(0.05, 4), lambda: self.consensus.revive(peer))
 
     async def _bit_flip(self, fault: str) -> None:
         peer = self._pick()
+        if peer.base and self.consensus.is_needed(peer):
+            return  # the owner of a damaged agent clears its node as well, where that has pruned
         self.consensus.crash(peer, "a bit of its state turns over")
         if peer.disk.saved:
             before = peer.disk.saved
@@ -322,6 +372,19 @@ class _Simulation:
             if self.judge.settled:
                 await self.consensus.flood(self.consensus.peers[liar])
 
+    async def _interrupt(self, fault: str) -> None:
+        """Fewer than a quorum must not be enough. Who asks gives no part in the round: beside liars it may time out."""
+        interrupts = self.subject.service.interrupts
+        if interrupts and self.judge.settled:
+            event = self.rng.choice(interrupts).event
+            asking = self.rng.sample(self.consensus.peers, self.rng.randint(1, self.plan.agents))
+            if self.plan.liars and 3 * sum(not peer.is_liar for peer in asking) <= 2 * self.plan.agents:
+                return
+            self._note(f"agents {sorted(peer.index for peer in asking)} ask for {event}")
+            for peer in asking:
+                if peer.process is not None:
+                    peer.process.runner.ask(event)
+
     async def _rolling(self, fault: str) -> None:
         self._note("the agents are restarted one after the other")
         for peer in self.consensus.peers:
@@ -388,6 +451,7 @@ class _Simulation:
             index=peer.index,
             life=peer.lives,
             disk=peer.disk,
+            archive=peer.archive,
             world=self.world,
             judge=self.judge,
             wall_s=lambda: self.consensus.wall_s(peer),
@@ -429,6 +493,7 @@ _SUDDEN = {
     "crash in a handler": "_crash_in_handler",
     "torn write": "_torn_write",
     "truncated log": "_truncated_log",
+    "wiped agent": "_wiped",
     "bit flip": "_bit_flip",
     "full disk": "_full_disk",
     "clock": "_clock",
@@ -436,6 +501,7 @@ _SUDDEN = {
     "partition": "_partition",
     "staggered clog": "_clog",
     "mempool flood": "_flood",
+    "interrupt": "_interrupt",
     "rolling upgrade": "_rolling",
     **dict.fromkeys(ABROAD, "_abroad"),
 }
