@@ -1,6 +1,6 @@
 """One agent as a process: `python -m tests.chain_of_agents.agent FOLDER`; FOLDER/agent.json says what it is.
 
-It writes what happens as JSON lines to FOLDER/events.jsonl and ends with code 3 where its chain failed.
+It writes what happens as JSON lines beside its sockets and ends with code 3 where its chain failed.
 """
 
 from __future__ import annotations
@@ -12,18 +12,15 @@ import random
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from quorate.abci import (
-    Archive,
     Genesis,
     Plan,
     Retention,
     ServiceApp,
     SignedPayload,
-    Store,
     UnsignedPayload,
     UpgradeDue,
     Validator,
@@ -40,6 +37,7 @@ from quorate.members import Change
 from quorate.rounds.membership import CHANGE_MEMBERS
 from tests.chain_of_agents.keys import Key, key_of
 from tests.chain_of_agents.services import ALL
+from tests.chain_of_agents.watched import Bomb, Journal, WatchedApp, WatchedArchive, WatchedStore
 
 __all__ = ["AgentFile"]
 
@@ -59,9 +57,13 @@ class AgentFile:
     until: int = 10**9
     """No act in rounds after this one."""
     crash_in: str = ""
-    """Where the process kills itself, once: finalize, before_save, after_save."""
+    """Where the process kills itself (or its node), once: a point of `watched`."""
     crash_at: int = 0
-    """... and at which height."""
+    """... and from which height on."""
+    skew_s: float = 0
+    """How far the application's clock is ahead."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """What the process is started with beside ours, and its node with it."""
     misdeed: str = ""
     """What a faulty validator does: garbage_proposal, stale_proposal, omission, junk_extension, raises."""
     blocks: int = 10_000
@@ -72,15 +74,10 @@ class AgentFile:
     """False: payloads go as transactions alone, for comparison."""
     joins: bool = False
 
-
-class Journal:
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("a", buffering=1)
-        if self._file.tell():
-            self._file.write("\n")  # the last line of a killed life may have no end
-
-    def write(self, kind: str, **fields: Any) -> None:
-        self._file.write(json.dumps({"t": time.time(), "kind": kind, **fields}) + "\n")
+    @property
+    def journal(self) -> Path:
+        """Not in the agent's home: that may lie on a disk that a test fills up."""
+        return Path(self.sockets) / "events.jsonl"
 
 
 class Config:
@@ -164,20 +161,9 @@ class SimpleAgent:
             await self.app._hand_over(encode_single(Kind.PAYLOAD, signed))
 
     def settled(self, settled: Settled, period: Period, height: int) -> None:
-        assert self.app is not None
+        """The journal has it already."""
         if settled.round_name == "ChangeMembersRound":
             self.context.config.forget()
-        self.journal.write(
-            "settled",
-            sequence=settled.sequence,
-            round=settled.round_name,
-            event=settled.event,
-            height=height,
-            digest=period.digest().hex(),
-            members=period.members,
-            state=json.loads(codec.encode(period.state)),
-            version=period.service.version,
-        )
 
     def sent(self, payload: SignedPayload, via: Via) -> None:
         self.journal.write("sent", sequence=payload.sequence, via=via, payload=payload.encode().hex())
@@ -187,31 +173,15 @@ class SimpleAgent:
         return self.key.sign_digest(tick.digest())
 
 
-class FaultyApp(ServiceApp):
-    """The application, with a fault at a chosen point."""
+class FaultyApp(WatchedApp):
+    """The application of a validator that misbehaves."""
 
     file: AgentFile
-    folder: Path
-    journal: Journal
-
-    def _crash(self, point: str, height: int) -> None:
-        marker = self.folder / "crashed"
-        if (self.file.crash_in, self.file.crash_at) == (point, height) and not marker.exists():
-            marker.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
 
     async def finalize_block(self, request: pb.RequestFinalizeBlock) -> pb.ResponseFinalizeBlock:
-        self._crash("finalize", request.height)
         answer = await super().finalize_block(request)
         if self.file.misdeed == "raises" and request.height == self.file.crash_at:
             raise RuntimeError("the application was told to fail")
-        return answer
-
-    async def commit(self, request: pb.RequestCommit) -> pb.ResponseCommit:
-        self._crash("before_save", self.height + 1)
-        answer = await super().commit(request)
-        self._crash("after_save", self.height)
-        self.journal.write("commit", height=self.height, app_hash=self.app_hash.hex(), asleep=self.is_asleep)
         return answer
 
     async def prepare_proposal(self, request: pb.RequestPrepareProposal) -> pb.ResponsePrepareProposal:
@@ -251,25 +221,36 @@ async def _ask_when_told(folder: Path, app: ServiceApp, key: Key) -> None:
 
 async def _run(folder: Path) -> int:
     file = AgentFile(**json.loads((folder / "agent.json").read_text()))
-    journal = Journal(folder / "events.jsonl")
+    journal = Journal(file.journal)
     key = key_of(file.index, file.n)
     genesis = Genesis.load(folder)
     retention = Retention(blocks=file.blocks, snapshot_every=file.snapshot_every, snapshots=file.snapshots)
-    archive = Archive(folder / "snapshots", retention)
+    bomb = Bomb(file.crash_in, file.crash_at, folder / "crashed")
+    archive = WatchedArchive(folder / "snapshots", retention, bomb)
     agent = SimpleAgent(key, Context(key.address, Config(file, folder)), journal, file.until, genesis.chain_id)
-    store = Store(folder / "app.db", genesis.chain_id)
+    store = WatchedStore(folder / "app.db", genesis.chain_id, bomb)
     try:
-        app = FaultyApp(ALL[file.service], genesis, key.address, store, agent, archive=archive, joins=file.joins)
+        app = FaultyApp(
+            ALL[file.service],
+            genesis,
+            key.address,
+            store,
+            agent,
+            archive=archive,
+            joins=file.joins,
+            wall_clock=lambda: time.time() + file.skew_s,
+            journal=journal,
+            bomb=bomb,
+        )
     except ConfigError as error:  # another version of the service has to go on, or is not there yet
         journal.write("refused", error=error.message, fix=error.fix, is_due=isinstance(error, UpgradeDue))
         return 4
-    app.file, app.folder, app.journal, agent.app = file, folder, journal, app
+    app.file, agent.app = file, app
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
-    version = app.service.version
-    journal.write("loaded", height=app.height, sequence=app.period.sequence, pid=os.getpid(), version=version)
     asking = asyncio.create_task(_ask_when_told(folder, app, key))
     async with Validator(app, folder, Path(file.binary), Path(file.sockets), file.peers) as validator:
+        bomb.node = lambda: validator.node.pid
         journal.write("started", node=validator.node.pid)
         validator.failed.add_done_callback(lambda _: stopped.set())
         app.left.add_done_callback(lambda _: stopped.set())

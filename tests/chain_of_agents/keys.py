@@ -5,6 +5,7 @@ from __future__ import annotations
 from coincurve import PrivateKey
 from eth_utils.address import to_checksum_address
 
+from quorate.chain.wallet import Wallet
 from quorate.signatures import keccak
 from quorate.units import Address
 
@@ -18,6 +19,10 @@ class Key:
         self._key = PrivateKey(keccak(text=name))
         public = self._key.public_key.format(compressed=False)[1:]
         self.address = Address(to_checksum_address(keccak(public)[12:]))
+
+    def wallet(self) -> Wallet:
+        """The same key as an agent's keystore holds it."""
+        return Wallet.from_key(self._key.secret)
 
     def sign_digest(self, digest: bytes) -> bytes:
         signature: bytes = self._key.sign_recoverable(digest, hasher=None)

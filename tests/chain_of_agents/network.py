@@ -16,19 +16,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from quorate.abci import Node, Plan, make_joiner, make_testnet
 from quorate.abci.config import Peer
+from quorate.abci.node import _DieWithParent
+from quorate.chain.wallet import PASSPHRASE
 from quorate.fsm import codec
+from quorate.host.agent_file import AgentFile as HostFile
+from quorate.localnet.keys import new_passphrase, save_keystore
 from quorate.members import Change, Member
 from tests.chain_of_agents.agent import AgentFile
+from tests.chain_of_agents.hosted import HOME
 from tests.chain_of_agents.keys import key_of, keys
 from tests.chain_of_agents.services import ALL
 
-__all__ = ["ChainOfAgents", "free_ports"]
+__all__ = ["ChainOfAgents", "free_ports", "is_running"]
 
 _ROOT = Path(__file__).resolve().parents[2]
+_SERVICES = ("services", "tests/fault")
 
 
 def free_ports(n: int) -> list[int]:
@@ -43,8 +49,19 @@ def free_ports(n: int) -> list[int]:
 class ChainOfAgents:
     """`async with ChainOfAgents("counting", 4) as chain: chain.start(); ...`; all processes are gone afterwards."""
 
-    def __init__(self, service: str, n: int = 4, *, settings: dict[str, str] | None = None, **options: Any) -> None:
-        """`options` are fields of `AgentFile`, for all agents; `configure` changes one agent's."""
+    def __init__(
+        self,
+        service: str,
+        n: int = 4,
+        *,
+        settings: dict[str, str] | None = None,
+        hosted: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        """`options` are fields of `AgentFile`, for all agents; `configure` changes one agent's.
+
+        `hosted`: the agents are real ones (`hosted`), and this overrides the service's own configuration.
+        """
         ram = Path("/dev/shm")  # noqa: S108  (a RAM disk: pauses of a shared disk stall rounds for 0.7 s)
         self.folder = Path(tempfile.mkdtemp(prefix="qt", dir=ram if os.access(ram, os.W_OK) else None))
         self.n = n
@@ -80,6 +97,11 @@ class ChainOfAgents:
         self._known: dict[int, tuple[int, list[dict[str, Any]]]] = {}
         self.leaving: set[int] = set()
         self._members = {member.address: member for member in self.genesis.members}
+        self._program = "tests.chain_of_agents.agent" if hosted is None else "tests.chain_of_agents.hosted"
+        self._passphrase = new_passphrase()
+        if hosted is not None:
+            for index in range(n):
+                self._make_host(index, hosted)
 
     def member(self, index: int) -> Member:
         """The agent as a member."""
@@ -120,7 +142,28 @@ class ChainOfAgents:
         """Who was a member when this agent last saw a round settle."""
         return list(self.last(index, "settled").get("members", []))
 
-    async def __aenter__(self) -> ChainOfAgents:
+    def _make_host(self, index: int, config: dict[str, Any]) -> None:
+        home, file = self.homes[index] / HOME, self.files[index]
+        folder = next(f"{at}/{self.service.name}" for at in _SERVICES if (_ROOT / at / self.service.name).exists())
+        HostFile(
+            home=home,
+            service=folder,
+            name=f"agent-{index + 1}",
+            me=self.keys[index].address,
+            keystore=home / "keystore.json",
+            chain_id=self.chain_id,
+            socket_dir=Path(file.sockets),
+            comet_home=self.homes[index],
+            cometbft=Path(file.binary),
+            p2p_port=self.ports[index],
+            events=home / "events.jsonl",
+            evidence_dir=home / "evidence",
+            peers=file.peers,
+            config=config,
+        ).save()
+        save_keystore(self.keys[index].wallet(), home / "keystore.json", self._passphrase)
+
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -138,26 +181,43 @@ class ChainOfAgents:
     def start(self, *indexes: int) -> None:
         """Start these agents, or all."""
         for index in indexes or range(self.n):
-            home, file = self.homes[index], self.files[index]
-            Path(file.sockets).mkdir(exist_ok=True)
-            (home / "agent.json").write_text(json.dumps(asdict(file)))
-            with (home / "agent.log").open("ab") as log:
-                self.processes[index] = subprocess.Popen(
-                    [sys.executable, "-m", "tests.chain_of_agents.agent", str(home)],
-                    cwd=_ROOT,
-                    env={**os.environ, "PYTHONPATH": f"{_ROOT / 'src'}:{_ROOT}"},
-                    stdout=log,
-                    stderr=log,
-                )
+            self.processes[index] = self.launch(self.homes[index], self.files[index])
+
+    def launch(self, home: Path, file: AgentFile) -> subprocess.Popen[bytes]:
+        """A process that runs the agent of this home."""
+        Path(file.sockets).mkdir(exist_ok=True)
+        (home / "agent.json").write_text(json.dumps(asdict(file)))
+        with (home / "agent.log").open("ab") as log:
+            return subprocess.Popen(
+                [*self.command(file.index), sys.executable, "-m", self._program, str(home)],
+                cwd=_ROOT,
+                env={
+                    **os.environ,
+                    "PYTHONPATH": f"{_ROOT / 'src'}:{_ROOT}",
+                    PASSPHRASE: self._passphrase,
+                    **file.environment,
+                },
+                stdout=log,
+                stderr=log,
+                preexec_fn=_DieWithParent(os.getpid()),  # kill -9 of the tests leaves nothing behind
+            )
+
+    def command(self, index: int) -> list[str]:
+        """What an agent's command begins with."""
+        return []
+
+    def node_pid(self, index: int) -> int:
+        """The process of an agent's CometBFT."""
+        return int(self.last(index, "started")["node"])
 
     async def kill(self, *indexes: int) -> None:
         """kill -9 these agents, and see that each took its node with it."""
-        nodes = [self.last(index, "started")["node"] for index in indexes]
+        nodes = [self.node_pid(index) for index in indexes]
         for index in indexes:
             self.processes[index].send_signal(signal.SIGKILL)
         for index in indexes:
             self.processes.pop(index).wait()
-        await self.until(lambda: not any(map(_is_running, nodes)), 5, "the nodes of killed agents die with them")
+        await self.until(lambda: not any(map(is_running, nodes)), 5, "the nodes of killed agents die with them")
 
     async def wipe(self, index: int) -> None:
         """Kill an agent and take all but its keys and its signing state."""
@@ -226,7 +286,7 @@ class ChainOfAgents:
 
     def _read(self, index: int) -> list[dict[str, Any]]:
         """All events, of which only those that are new are read from the file."""
-        path = self.homes[index] / "events.jsonl"
+        path = self.files[index].journal
         offset, found = self._known.setdefault(index, (0, []))
         if path.exists():
             with path.open("rb") as file:
@@ -269,12 +329,16 @@ class ChainOfAgents:
         """Wait until it holds; returns the seconds that took."""
         start = time.monotonic()
         while not holds():
-            for index, process in self.processes.items():
-                is_expected = self.files[index].crash_at or index in self.leaving
-                assert process.poll() is None or is_expected, f"agent {index} ended\n{self.report()}"
+            self.assert_running()
             assert time.monotonic() - start < timeout_s, f"not within {timeout_s} s: {what}\n{self.report()}"
             await asyncio.sleep(0.02)
         return time.monotonic() - start
+
+    def assert_running(self) -> None:
+        """No agent has ended that was not to crash."""
+        for index, process in self.processes.items():
+            is_expected = self.files[index].crash_at or index in self.leaving
+            assert process.poll() is None or is_expected, f"agent {index} ended\n{self.report()}"
 
     async def until_settled(self, sequence: int, *indexes: int, timeout_s: float = 30) -> float:
         """Wait until these agents (or all) have seen the round `sequence` settle."""
@@ -307,7 +371,7 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

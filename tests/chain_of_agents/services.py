@@ -8,6 +8,8 @@ from quorate.fsm import ROUND_TIMEOUT, Context, Service, State, agree
 from quorate.members import Membership
 from quorate.rounds import from_all, membership, same
 from quorate.units import Address
+from services.hello_world.service import service as hello_world
+from tests.fault.paying.service import service as paying
 from tests.upgrades.v1.ledger.service import service as ledger_1
 from tests.upgrades.v2.ledger.service import service as ledger_2
 
@@ -94,4 +96,6 @@ moving = Service(
 )
 """Counts, while its members change."""
 
-ALL = {service.name: service for service in (counting, on_demand, deadline, moving, ledger_1)} | {"ledger_2": ledger_2}
+ALL = {service.name: service for service in (counting, on_demand, deadline, hello_world, moving, ledger_1, paying)} | {
+    "ledger_2": ledger_2
+}

@@ -41,35 +41,6 @@ async def test_rounds_settle_one_block_each_and_all_agents_hold_the_same() -> No
         assert chain.assert_equal_digests() > 50
 
 
-async def test_a_killed_agent_catches_up_to_the_same_state_while_the_others_go_on() -> None:
-    async with ChainOfAgents("counting", act_s=0.05) as chain:
-        chain.start()
-        await chain.until_settled(10)
-        await chain.kill(2)
-        at = max(map(chain.settled, (0, 1, 3)))
-        await chain.until_settled(at + 10, 0, 1, 3)
-        chain.start(2)
-        await chain.until_settled(chain.settled(0) + 10, 2, timeout_s=40)
-        loaded = [event["height"] for event in chain.events(2, "loaded")]
-        assert loaded[0] == 0
-        assert loaded[1] > 0, "it came back with its state, not from nothing"
-        assert chain.assert_equal_digests() > 30
-
-
-async def test_with_two_of_four_down_the_chain_stands_still_until_one_returns() -> None:
-    async with ChainOfAgents("counting", act_s=0.05) as chain:
-        chain.start()
-        await chain.until_settled(5)
-        await chain.kill(1, 2)
-        await asyncio.sleep(1)
-        height = chain.height(0)
-        await asyncio.sleep(2)
-        assert chain.height(0) == height
-        chain.start(1)
-        await chain.until_settled(chain.settled(0) + 5, 0, 1, 3, timeout_s=40)
-        assert chain.assert_equal_digests() > 10
-
-
 async def test_all_killed_while_the_chain_slept_go_on_where_they_were() -> None:
     async with ChainOfAgents("on_demand") as chain:
         chain.start()
@@ -83,42 +54,6 @@ async def test_all_killed_while_the_chain_slept_go_on_where_they_were() -> None:
         await chain.until_settled(4, timeout_s=40)
         assert all(chain.last(index, "loaded")["height"] > 0 for index in range(4))
         assert chain.assert_equal_digests() > 5
-
-
-@pytest.mark.parametrize("point", ["finalize", "before_save", "after_save"])
-async def test_a_crash_at_any_point_of_a_block_neither_loses_nor_repeats_it(point: str) -> None:
-    """Before FinalizeBlock, between it and the durable write, and after the write but before the answer (trap 5)."""
-    async with ChainOfAgents("counting", act_s=0.05) as chain:
-        chain.configure(3, crash_in=point, crash_at=12)
-        chain.start()
-        await chain.until(lambda: chain.processes[3].poll() is not None, 30, "agent 3 kills itself")
-        del chain.processes[3]
-        assert chain.height(3) == 11
-        chain.start(3)
-        await chain.until_settled(chain.settled(0) + 10, 3, timeout_s=40)
-        assert chain.last(3, "loaded")["height"] == (12 if point == "after_save" else 11)
-        assert sorted(chain.digests(3)) == [
-            h for h in range(1, chain.height(3) + 1) if h != 12 or point != "after_save"
-        ]
-        assert chain.assert_equal_digests() > 20
-
-
-def _dead(chain: ChainOfAgents) -> list[int]:
-    return [index for index, process in chain.processes.items() if process.poll() is not None]
-
-
-@pytest.mark.parametrize("point", ["finalize", "after_save"])
-async def test_all_crash_in_the_same_block_and_agree_on_it_afterwards(point: str) -> None:
-    async with ChainOfAgents("counting", act_s=0.05, crash_in=point, crash_at=8) as chain:
-        chain.start()
-        deaths = 0
-        while deaths < 4:  # without the first two there is no quorum: the others see that block when they are back
-            await chain.until(lambda: bool(_dead(chain)), 30, "the next one kills itself")
-            await asyncio.sleep(0.5)
-            deaths += len(dead := _dead(chain))
-            chain.start(*dead)
-        await chain.until_settled(20, timeout_s=40)
-        assert chain.assert_equal_digests() > 20
 
 
 async def test_an_agent_that_lost_all_but_its_keys_and_signing_state_syncs_to_the_same_state() -> None:
