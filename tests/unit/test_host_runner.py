@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from quorate.abci import SignedPayload, UnsignedPayload, opening_of
+from quorate.abci import Plan, SignedPayload, Target, UnsignedPayload, opening_of
 from quorate.abci.machine import tick_for
 from quorate.chain import Wallet
 from quorate.errors import ChainError, ConfigError, ModelError, ServiceError, TimedOut, Unreachable
@@ -100,6 +100,9 @@ class Stage:
 
     def ask(self, request: SignedPayload) -> None:
         self.asked.append(request)
+
+    def ask_upgrade(self, ask: SignedPayload) -> None:
+        self.offered.append(ask)
 
     async def _run(self, state: Guess) -> int:
         self.acts += 1
@@ -453,3 +456,16 @@ async def test_what_nobody_can_ask_for_is_refused_with_what_can_be(stage: Stage)
     stage.runner.opened(period(2), committed=True)
     with pytest.raises(ConfigError, match="guessing has no interrupt 'HALT'"):
         stage.runner.ask("HALT")
+
+
+async def test_an_operator_asks_for_another_version_in_the_agents_name(stage: Stage) -> None:
+    plan = Plan(Target(2, "ab" * 32))
+    with pytest.raises(ConfigError, match="no block yet"):
+        await stage.runner.ask_upgrade(plan)
+    stage.agreed.commit(period(sequence=5))
+    await stage.runner.ask_upgrade(plan)
+    (ask,) = stage.offered
+    assert (ask.sender, ask.sequence, ask.is_signed_by_sender(CHAIN)) == (WALLET.address, 5, True)
+    assert ask.opening.hex() == SERVICE.spec_hash, "it leaves this version, and no other one"
+    with pytest.raises(ConfigError, match="over 1"):
+        await stage.runner.ask_upgrade(Plan(Target(1, "ab" * 32)))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from quorate.abci import SignedPayload, UnsignedPayload, Via, opening_of, payload_for
+from quorate.abci import Plan, SignedPayload, UnsignedPayload, Via, ask_for, opening_of, payload_for
 from quorate.errors import ChainError, ConfigError, ModelError
 from quorate.fsm import Context, Period, Settled
 from quorate.units import Address
@@ -33,6 +33,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 10.0
 class _Chain(Protocol):
     def offer(self, payload: SignedPayload) -> None: ...
     def ask(self, request: SignedPayload) -> None: ...
+    def ask_upgrade(self, ask: SignedPayload) -> None: ...
 
 
 _Key = tuple[int, bytes]
@@ -143,6 +144,17 @@ class Runner:
             sequence=period.sequence,
             round=period.round.name,
         )
+
+    async def ask_upgrade(self, plan: Plan) -> None:
+        """Ask for another version of the service's code, as this agent's operator wants; it stands until the next ask.
+
+        `ConfigError` where no member can ask for that, `NotAgreed` where a round ended meanwhile: ask again then.
+        """
+        period = self._agreed.period
+        if self._chain is None or period is None:
+            raise ConfigError("the agent has seen no block yet", fix="Ask again in a moment.")
+        request = ask_for(self._chain_id, period, plan)
+        self._chain.ask_upgrade(request.signed(self._signer.address, await self._signer.sign(request)))
 
     async def sign_tick(self, tick: UnsignedPayload) -> bytes:
         """The agent's signature under a tick: the round's time is over."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from quorate.abci import Genesis, Retention, SignedPayload
+from quorate.abci import Genesis, Retention, SignedPayload, UpgradeDue
 from quorate.abci import genesis as genesis_module
 from quorate.abci import machine as rules
 from quorate.abci.archive import FORMAT
@@ -274,6 +274,8 @@ class Consensus:
             if not peer.height and await self._state_sync(peer):
                 return True
             if not peer.height and self.judge.hashes and self._has_lost_touch(peer):
+                return False
+            if process.app.awaits_snapshot:  # and there is none: its operator has the older code start
                 return False
             await self._call(peer, "init_chain", self._init_request())
         for block in peer.blocks[height:]:
@@ -785,7 +787,7 @@ class Consensus:
                 return
             self.judge.require(
                 "mempool settles",
-                sequence <= payload.sequence <= sequence + rules.AHEAD,
+                sequence * (tx[0] != Kind.UPGRADE) <= payload.sequence <= sequence + rules.AHEAD,
                 f"agent {peer.index} keeps a payload for round {payload.sequence} in round {sequence}",
             )
 
@@ -890,6 +892,9 @@ class Consensus:
             answer = await handler(request)
         except Killed:
             raise
+        except UpgradeDue:
+            self.spawn(self._retire(peer, process))
+            self._die(peer, "the next block is not of its version")
         except SetupError as error:
             self.judge.require("nobody fails", peer.disk.is_full, f"{name} of agent {peer.index}: {error!r}")
             self._die(peer, f"{name} found no room on the disk")
@@ -902,11 +907,22 @@ class Consensus:
             self.judge.require("handlers change nothing", process.app.app_hash == state, name)
         if name not in ("commit", "apply_snapshot_chunk"):
             self.judge.require("written in Commit only", peer.disk.saves == saves, f"{name} wrote a state")
-        if (failure := process.failure) is not None and not peer.is_liar:
+        if isinstance(failure := process.failure, UpgradeDue):
+            if name == "commit":
+                self.spawn(self._retire(peer, process))
+        elif failure is not None and not peer.is_liar:
             self.judge.require("nobody fails", False, f"agent {peer.index}: {failure!r}")
         if peer.armed == f"{name}:after":
             self._die(peer, peer.armed)
         return answer
+
+    async def _retire(self, peer: Peer, process: Process) -> None:
+        """Its version's last block is done: the host ends it, and its operator starts it again by and by."""
+        await asyncio.sleep(self.rng.uniform(0, 0.05))
+        if peer.process is process:
+            self.crash(peer, "its version has done its last block")
+        await asyncio.sleep(self.rng.uniform(0.05, 2))
+        await self.revive(peer)
 
     def at(self, peer: Peer, point: str) -> None:
         """A crash point inside a call."""

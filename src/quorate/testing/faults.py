@@ -38,7 +38,7 @@ FAULTS: Mapping[str, str] = MappingProxyType({
     "garbage snapshot": "a liar offers damaged, older or forged states as snapshots",
     "omission": "a liar's proposals leave payloads out",
     "interrupt": "some agents, a quorum or fewer, ask for one of the service's interrupts",
-    "rolling upgrade": "the agents are restarted one after the other",
+    "rolling upgrade": "the agents change to another version of the code, at a block that they agree on",
     "EVM reorg": "the EVM chain forgets 1 to 64 blocks",
     "dropped transaction": "a sent transaction disappears from the EVM's pool",
     "fee spike": "the EVM's base fee rises tenfold",

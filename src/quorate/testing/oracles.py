@@ -66,6 +66,7 @@ INVARIANTS: Mapping[str, str] = MappingProxyType({
     "sleeps without news": "The app hash changes with news and only then, and the chain rests.",
     "hash covers all": "Two states that differ in votes, clock, ticks or agreed fields have different app hashes.",
     "even powers": "Every power is even, and at most one validator is demoted.",
+    "version taken over": "The next version of the code begins with state, round and hash of the one before.",
     # Agents
     "one word": "An honest agent never signs two payloads for one opening in one life.",
     "one history": "What a client reads or acts on is a state of the one agreed history, and at one agent never an "
@@ -142,6 +143,9 @@ class Judge:
         self._ready: dict[bytes, set[Address]] = {}
         self._ready_s: dict[bytes, float] = {}
         self._idle_blocks = 0
+        self.successor: Service | None = None
+        """The version that may be agreed on in this run."""
+        self._last_of_old = (0, b"")  # height and digest of the last state of the older version, as the next one has it
 
     @property
     def is_broken(self) -> bool:
@@ -161,12 +165,12 @@ class Judge:
         self._signed[who, payload.opening].add(payload.body)
         if payload.body.startswith(ASK):
             self._asked[who].add(payload.body)
-        if self.is_healthy and not payload.round.endswith("/tick") and not payload.body.startswith(ASK):
+        if self.is_healthy and "/" not in payload.round and not payload.body.startswith(ASK):
             ready = self._ready.setdefault(payload.opening, set())
             ready.add(who)
             if len(ready) == len(self.members):
                 self._ready_s.setdefault(payload.opening, self.now_s())
-        if who in self.honest and not payload.round.endswith("/tick"):
+        if who in self.honest and "/" not in payload.round:
             first = self._lives.setdefault((who, life, payload.opening), payload.body)
             self.require("one word", first == payload.body, f"{who} signed {first!r} and {payload.body!r}")
 
@@ -178,7 +182,9 @@ class Judge:
             agreed = self.expected[height - 1].replica if height else self._genesis
         self.require(
             "one history",
-            agreed is not None and height >= last and digest in (agreed.app_hash, agreed.period.digest()),
+            agreed is not None
+            and height >= last
+            and (digest in (agreed.app_hash, agreed.period.digest()) or (height, digest) == self._last_of_old),
             lambda: f"{who} reads a state of height {height} after {last}; it is none, or not the agreed one",
         )
         self._reads[who, life] = height
@@ -204,14 +210,28 @@ class Judge:
         )
         self._check_stored(applied.replica)
         self._check_cover(applied.replica)
-        self.witness = applied.replica
+        self.witness = self._taken_over(applied.replica)
         state = applied.replica.period.state
         self.intents.update(getattr(state, "unsettled", ()))
         if applied.settled is not None:
             self.settled.append(applied.settled)
+        if applied.settled is not None or height == applied.replica.upgrades.began:
             self._opened_s = self.now_s()
         assert height == applied.replica.height  # noqa: S101  # apply_block's own promise
         return applied
+
+    def _taken_over(self, replica: Replica) -> Replica:
+        """What the next block begins with: where it is due, the next version's state, made from this one."""
+        if self.successor is None or not replica.upgrades.is_due(replica.height + 1):
+            return replica
+        new = Replica.decode(self.successor, replica.encode())
+        self._last_of_old = (replica.height, new.period.digest())
+        self.require("version taken over", new.app_hash == replica.app_hash, "the new version answers another hash")
+        state, sequence = new.period.state, new.period.sequence
+        old = replica.period
+        same = (state, new.period.round, sequence) == (old.state, old.round, old.sequence + 1)
+        self.require("version taken over", same and not new.period.votes, lambda: f"{state} after {old.state}")
+        return new
 
     def accepted(self, wire: Iterable[bytes]) -> None:
         """An honest agent accepted these transactions as the next block: all of them must count."""
@@ -229,7 +249,8 @@ class Judge:
 
     def check_progress(self) -> None:
         """In the second phase: the round going on is not overdue."""
-        if self.is_healthy and not self.witness.period.is_final:
+        is_changing = self.witness.inherited != b""  # nobody acts before the new version's first block
+        if self.is_healthy and not self.witness.period.is_final and not is_changing:
             waits_s = self.now_s() - self._ready_s.get(self.witness.opening, self.now_s())
             self.require(
                 "ready rounds end",
@@ -294,16 +315,17 @@ class Judge:
         self.require(
             "quorum stands behind", (period.quorum, period.votes.quorum) == (quorum, quorum), "another quorum is used"
         )
-        outcome = None if period.is_final or block.height == 1 else self._outcome(period)
-        if outcome is None and is_over and not period.is_final and block.height > 1:
+        is_first = block.height == applied.replica.upgrades.began  # of this version of the code
+        outcome = None if period.is_final or is_first else self._outcome(period)
+        if outcome is None and is_over and not period.is_final and not is_first:
             outcome = period.round.at_deadline(period.state, period.votes) or Outcome(ROUND_TIMEOUT, period.state)
-        due = None if period.is_final or block.height == 1 else self._due(period, outcome)
+        due = None if period.is_final or is_first else self._due(period, outcome)
         if settled is None:
-            self._check_split(period, block)
+            self._check_split(period, is_first)
             self.require("interrupts", due is None or due[0] is period.round, lambda: f"{period.round} stands: {due}")
             self.require("rule settles", outcome is None, lambda: f"{period.round} should have ended with {outcome}")
             self.require("deadline kept", not is_over or period.is_final, f"{period.round} outlives its deadline")
-            clock = 0 if block.height == 1 or period.is_final else period.clock_ms or block.time_ms
+            clock = 0 if is_first or period.is_final else period.clock_ms or block.time_ms
             self.require("clock starts fresh", after.clock_ms == clock, f"clock {after.clock_ms}, expected {clock}")
             self.require("legal transition", after.sequence == period.sequence and after.round is period.round)
             return
@@ -335,24 +357,24 @@ class Judge:
         target: AnyRound | None = period.round
         state, stack = period.state, period.interrupted
         if outcome is not None:
-            target, state = self.service.table.get((period.round.name, outcome.event)), outcome.state
+            target, state = period.service.table.get((period.round.name, outcome.event)), outcome.state
             if target is BACK and stack:
-                target, stack = self.service.rounds[stack[-1][1]], stack[:-1]
-            elif target is not None and target.name in self.service.main:
+                target, stack = period.service.rounds[stack[-1][1]], stack[:-1]
+            elif target is not None and target.name in period.service.main:
                 stack = ()
         if target is None or target is BACK:
             return None
         asks = period.asks if state.period == period.state.period else ()
         asked = [event for event, _ in asks]
-        for one in () if target in self.service.final else self.service.interrupts:
+        for one in () if target in period.service.final else period.service.interrupts:
             is_due = asked.count(one.event) > 2 * len(self.members) / 3 or (one.when is not None and one.when(state))
             if is_due and one.event not in [event for event, _ in stack] and (outcome is not None or period.asks):
                 return one.to, (*stack, (one.event, target.name)), tuple(ask for ask in asks if ask[0] != one.event)
         return target, stack, asks
 
-    def _check_split(self, period: Period, block: Block) -> None:
+    def _check_split(self, period: Period, is_first: bool) -> None:
         """An impossible majority ends a round at once, never by its deadline alone."""
-        if block.height > 1 and period.round.traits is not None and NO_MAJORITY in period.round.traits.events:
+        if not is_first and period.round.traits is not None and NO_MAJORITY in period.round.traits.events:
             values = list(period.votes.values())
             best = max((values.count(one) for one in values), default=0)
             may_win = best + period.n - len(values) >= 2 * period.n // 3 + 1
@@ -411,7 +433,7 @@ class Judge:
     def _check_news(self, before: Replica, applied: Applied, has_counted: bool) -> None:
         after = applied.replica
         has_clock = after.period.clock_ms != before.period.clock_ms
-        is_news = has_counted or applied.settled is not None or has_clock or after.height == 1
+        is_news = has_counted or applied.settled is not None or has_clock or after.height == after.upgrades.began
         self.require(
             "sleeps without news",
             (after.app_hash != before.app_hash) == is_news,
@@ -437,11 +459,13 @@ class Judge:
         ]
         hashes = [dataclasses.replace(replica, period=other).app_hash for other in others if other is not None]
         hashes.append(dataclasses.replace(replica, ticks=((self.members[0], MAX_TICKS + 1),)).app_hash)
+        began = dataclasses.replace(replica.upgrades, began=replica.upgrades.began + 1)
+        hashes.append(dataclasses.replace(replica, upgrades=began).app_hash)
         self.require("hash covers all", replica.app_hash not in hashes, f"at height {replica.height}")
 
     def _check_stored(self, replica: Replica) -> None:
         try:
-            again = Replica.decode(self.service, replica.encode())
+            again = Replica.decode(replica.period.service, replica.encode())
             same = (again, again.app_hash) == (replica, replica.app_hash)
         except QuorateError:
             same = False

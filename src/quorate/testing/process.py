@@ -154,6 +154,7 @@ class Process:
         at: Callable[[str], None],
         lies: random.Random | None,
         may_lie: Callable[[], bool],
+        genesis: Genesis | None = None,
     ) -> None:
         self.is_alive = True
         self.key = keys(n)[index]
@@ -190,7 +191,8 @@ class Process:
             context_of=lambda period: _Context(equipment, period),
         )
         store = MemoryStore(disk, at)
-        self.app = ServiceApp(service, genesis_of(service, n), self.key.address, store, self, wall_s, archive)
+        own = genesis or genesis_of(service, n)
+        self.app = ServiceApp(service, own, self.key.address, store, self, wall_s, archive)
         self.runner.connect(self if lies else self.app)
 
     @property
@@ -256,6 +258,10 @@ class Process:
     def ask(self, request: SignedPayload) -> None:
         """A liar's requests are its own business."""
         self.app.ask(request)
+
+    def ask_upgrade(self, ask: SignedPayload) -> None:
+        """A liar asks for what its operator wants, as everybody."""
+        self.app.ask_upgrade(ask)
 
     def forge(self, payload: SignedPayload, rng: random.Random) -> SignedPayload:
         """`payload` with another body, under this agent's own valid signature."""

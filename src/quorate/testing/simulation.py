@@ -29,6 +29,7 @@ from quorate.testing.faults import ABROAD, LIES, Plan
 from quorate.testing.loop import Stuck, run_virtual
 from quorate.testing.oracles import Judge, Violation
 from quorate.testing.process import CHAIN_ID, Process, genesis_of, keys, signed_by
+from quorate.testing.upgrade import Rollout
 from quorate.testing.world import Setting, World
 from quorate.units import Address
 
@@ -166,6 +167,8 @@ class _Simulation:
         )
         self.world = self.subject.make_world(setting, self.subject.config)
         genesis = genesis_of(service, plan.agents)
+        self.rollout = Rollout(service, random.Random(f"rollout {plan.seed}"))  # noqa: S311
+        self.judge.successor = self.rollout.new
         self.consensus = Consensus(
             genesis, self.judge, self.rng, plan.liars, self._spawn, self._note, self._add_to_trace
         )
@@ -387,10 +390,21 @@ class _Simulation:
 
     async def _rolling(self, fault: str) -> None:
         self._note("the agents are restarted one after the other")
+        if self.rollout.plan is None:
+            self.rollout.want(self.judge.witness.height)
+            self.consensus.spawn(self._ask_for_upgrade())
         for peer in self.consensus.peers:
             self.consensus.crash(peer, "upgrade")
             await asyncio.sleep(self.rng.uniform(0.05, 0.4))
             await self.consensus.revive(peer)
+
+    async def _ask_for_upgrade(self) -> None:
+        """Until a quorum has: in any round, and again after restarts."""
+        self._note("operators ask for the next version of the code")
+        while self.rollout.is_open(self.judge.witness):
+            up = [peer.process.runner for peer in self.consensus.peers if peer.is_up and peer.process]
+            await self.rollout.ask(up)
+            await asyncio.sleep(self.rng.uniform(0.2, 2))
 
     async def _abroad(self, fault: str) -> None:
         if fault in self.world.faults:
@@ -429,7 +443,9 @@ class _Simulation:
         net, judge = self.consensus, self.judge
         aim = judge.witness.period.state.period + self.plan.laps
         limit = net.now_s + _HEALTHY_LIMIT_S
-        while judge.witness.period.state.period < aim and not judge.witness.period.is_final:
+        while (
+            judge.witness.period.state.period < aim and not judge.witness.period.is_final
+        ) or self.rollout.is_unfinished(judge.witness):
             for peer in net.peers:  # what heals late: a restart that the first phase had planned
                 peer.armed = ""
                 if not peer.is_up:
@@ -445,8 +461,12 @@ class _Simulation:
     # ---- parts
 
     def _spawn(self, peer: Peer) -> Process:
+        return self.rollout.start(lambda service: self._start(service, peer))
+
+    def _start(self, service: Service, peer: Peer) -> Process:
         return Process(
-            service=self.subject.service,
+            service=service,
+            genesis=genesis_of(self.subject.service, self.plan.agents),
             n=self.plan.agents,
             index=peer.index,
             life=peer.lives,
