@@ -30,7 +30,6 @@ from quorate.abci import (
     payload_for,
 )
 from quorate.abci.pb.tendermint.abci import types_pb2 as pb
-from quorate.abci.transaction import Kind, encode_single
 from quorate.errors import ConfigError
 from quorate.fsm import Period, Settled, codec
 from quorate.members import Change
@@ -154,11 +153,9 @@ class SimpleAgent:
             return
         if change.join is not None:
             self.app.welcome(change.join.node_id)
-        request = period.ask(CHANGE_MEMBERS)
         if not period.interrupted and (CHANGE_MEMBERS, self.key.address) not in period.asks:
-            unsigned = payload_for(self.chain_id, period, request)
-            signed = unsigned.signed(self.key.address, self.key.sign_digest(unsigned.digest()))
-            await self.app._hand_over(encode_single(Kind.PAYLOAD, signed))
+            unsigned = payload_for(self.chain_id, period, period.ask(CHANGE_MEMBERS))
+            self.app.ask(unsigned.signed(self.key.address, self.key.sign_digest(unsigned.digest())))
 
     def settled(self, settled: Settled, period: Period, height: int) -> None:
         """The journal has it already."""

@@ -14,7 +14,7 @@ from quorate.chain.wallet import Wallet
 from quorate.errors import ConfigError, SetupError
 from quorate.host.agent_file import AgentFile
 from quorate.loader import load_service
-from quorate.localnet.agents import Agents, _command, agents
+from quorate.localnet.agents import Agents, agents, command_of
 from quorate.localnet.crew import Crew
 from quorate.localnet.events import Tailer
 from quorate.localnet.processes import ChildExited, Supervisor
@@ -94,7 +94,7 @@ async def test_an_agent_that_ends_before_it_is_ready_is_an_error_with_its_words(
 async def test_an_agent_that_is_never_ready_is_named(run: RunDir) -> None:
     async with Supervisor(run.logs) as supervisor, two_agents(supervisor, run) as (quorum, _):
         slow = ("-c", "import time; print('thinking', flush=True); time.sleep(1000)")
-        command = _command(quorum.files["agent-2"], ROOT, slow, "x")
+        command = command_of(quorum.files["agent-2"], ROOT, slow, "x")
         with pytest.raises(SetupError, match=r"agent-2 is not ready after 0 s; its last lines:\s+thinking"):
             await Agents(quorum.files, Crew(supervisor, {"agent-2": command})).start("agent-2", ready_s=0.4)
 

@@ -21,6 +21,7 @@ from quorate.units import Wei
 
 from .agent_file import AgentFile, EvmSettings
 from .agreed import Agreed
+from .approvals import Approvals, membership_verbs
 from .connection import ServiceConnection
 from .context import ActContext, Equipment
 from .control import Control, Verb
@@ -100,37 +101,58 @@ class HostedAgent:
             raise
 
     async def _open(self) -> None:
-        equipment = await self._equip()
+        approvals = Approvals(self._file.home / "approved.json")
+        equipment = await self._equip(approvals)
         runner = Runner(
             chain_id=self._file.chain_id,
             signer=self._signer,
             agreed=self._agreed,
             journal=self._journal,
             context_of=lambda period: ActContext(equipment, period),
+            told=approvals.settled,
         )
         store = Store(self._file.home / "state.db", self._file.chain_id)
         archive = Archive(self._file.home / "snapshots") if self._file.peers else None
         settings = self._settings.config_hash()
         app = ServiceApp(
-            self._service, self._genesis, self._file.me, store, runner, archive=archive, config_hash=settings
+            self._service,
+            self._genesis,
+            self._file.me,
+            store,
+            runner,
+            archive=archive,
+            joins=self._file.joins,
+            config_hash=settings,
         )
+        if (approved := approvals.change) is not None and approved.join is not None:
+            app.welcome(approved.join.node_id)
         runner.connect(app)
         self._resources.push_async_callback(runner.close)
         file = self._file
         validator = Validator(app, file.comet_home, file.cometbft, file.socket_dir, file.peers)
         await self._resources.enter_async_context(validator)
-        await self._resources.enter_async_context(Control(file.control, _verbs(app, runner)))
+        verbs = _verbs(app, runner) | membership_verbs(app, runner, approvals)
+        await self._resources.enter_async_context(Control(file.control, verbs))
         loop = asyncio.get_running_loop()
-        self._watch = loop.create_task(self._stop_on_failure(validator, runner))
+        self._watch = loop.create_task(self._stop_on_failure(validator, runner, app.left))
         self._writing = loop.create_task(keep_writing(self._metrics, self._file.events.with_suffix(".prom")))
         self._journal.emit("ready", address=self._file.me, height=app.height)
 
-    async def _stop_on_failure(self, validator: Validator, runner: Runner) -> None:
-        """A node, an application or an act that failed ends this agent: whoever started it starts both again."""
+    async def _stop_on_failure(self, validator: Validator, runner: Runner, left: asyncio.Future[None]) -> None:
+        """A node, an application or an act that failed ends this agent: whoever started it starts both again.
+
+        So does its leave, which is no failure.
+        """
         failures: set[asyncio.Future[Any]] = {validator.failed, runner.failure}
-        done, _ = await asyncio.wait(failures, return_when=asyncio.FIRST_COMPLETED)
-        self._failure = done.pop().result()
-        self._journal.error(str(self._failure))
+        await asyncio.wait({*failures, left}, return_when=asyncio.FIRST_COMPLETED)
+        failed = next((one for one in failures if one.done()), None)
+        if failed is not None:
+            self._failure = failed.result()
+            self._journal.error(str(self._failure))
+        else:
+            text = f"{self._file.me} is no member of {self._file.chain_id} any more; {self._file.name} ends"
+            _log.info(text)
+            self._journal.emit("left", message=text)
         self.stop()
 
     async def _stop(self) -> None:
@@ -139,7 +161,7 @@ class HostedAgent:
                 task.cancel()
         await self._resources.aclose()
 
-    async def _equip(self) -> Equipment:
+    async def _equip(self, approvals: Approvals) -> Equipment:
         file = self._file
         chain = model = settler = None
         if file.evm is not None:
@@ -169,6 +191,7 @@ class HostedAgent:
             chain=chain,
             model=model,
             settler=settler,
+            approvals=approvals,
         )
 
 

@@ -92,6 +92,8 @@ class AgentFile:
     With them the agent writes snapshots, prunes old blocks, and can take a snapshot when it has lost its state. Without
     them it keeps every block. All agents of a service should have them, or none.
     """
+    joins: bool = False
+    """True for an agent that the genesis does not name: it follows the chain until a quorum has let it in."""
     evm: EvmSettings | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     """Overrides of the service's own configuration (service.yaml)."""
@@ -149,6 +151,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "str": str,
     "Address": str,
     "int": int,
+    "bool": bool,
     "tuple[str, ...]": list,
     "Mapping[str, Any]": dict,
 }
@@ -170,7 +173,7 @@ def _record(kind: type, values: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"{', '.join(missing)} is missing")
     for name, value in values.items():
         expected = _KINDS[str(known[name].type)]
-        if not isinstance(value, expected) or isinstance(value, bool):
+        if not isinstance(value, expected) or isinstance(value, bool) is not (expected is bool):
             raise ConfigError(f"{name} is {value!r}; expected {known[name].type}")
     return {name: _read(str(known[name].type), value) for name, value in values.items()}
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from quorate.errors import ConfigError, PeerError
+from quorate.abci import ServiceApp
+from quorate.errors import ConfigError, PeerError, ServiceError
 from quorate.fsm import ROUND_TIMEOUT, Period, Settled, codec
 from quorate.members import Change, Membership
-from quorate.rounds.membership import change_members
+from quorate.rounds.membership import CHANGE_MEMBERS, change_members
 from quorate.rounds.owners import agree_change
 
-__all__ = ["Approvals"]
+from .control import Verb
+from .runner import Runner
+
+__all__ = ["Approvals", "membership_verbs"]
 
 
 class Approvals:
@@ -57,3 +64,50 @@ class Approvals:
     def withdraw(self) -> None:
         """Approve nothing."""
         self._path.unlink(missing_ok=True)
+
+
+def membership_verbs(app: ServiceApp, runner: Runner, approvals: Approvals) -> dict[str, Verb]:
+    """What this machine's user can tell this agent of its members: `members`, `welcome`, `approve`, `disapprove`."""
+
+    async def members(request: Mapping[str, Any]) -> Mapping[str, Any]:
+        change, period = approvals.change, app.period
+        return {
+            "members": [asdict(one) for one in app.members],
+            "quorum": period.quorum,
+            "height": app.height,
+            "is_member": app.me in period.members,
+            "can_change": isinstance(period.state, Membership),
+            "approved": None if change is None else str(change),
+        }
+
+    async def welcome(request: Mapping[str, Any]) -> Mapping[str, Any]:
+        app.welcome(request["node"])
+        return {}
+
+    async def approve(request: Mapping[str, Any]) -> Mapping[str, Any]:
+        change = _change(request["change"])
+        approvals.approve(change, app.period)
+        if change.join is not None:
+            app.welcome(change.join.node_id)
+        runner.ask(CHANGE_MEMBERS)
+        return {"approved": str(change)}
+
+    async def disapprove(request: Mapping[str, Any]) -> Mapping[str, Any]:
+        approvals.withdraw()
+        runner.withdraw(CHANGE_MEMBERS)
+        return {}
+
+    return {
+        "members": Verb(members),
+        "welcome": Verb(welcome, {"node": str}),
+        "approve": Verb(approve, {"change": dict}),
+        "disapprove": Verb(disapprove),
+    }
+
+
+def _change(told: Mapping[str, Any]) -> Change:
+    try:
+        change: Change = codec.decode(Change, codec.encode(dict(told)))
+    except (PeerError, ServiceError) as error:
+        raise ConfigError(f"this is no change of members: {error.message}") from error
+    return change

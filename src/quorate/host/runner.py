@@ -68,12 +68,14 @@ class Runner:
         agreed: Agreed,
         journal: Journal,
         context_of: Callable[[Period], Context],
+        told: Callable[[Settled], None] = lambda settled: None,
     ) -> None:
         self._chain_id = chain_id
         self._signer = signer
         self._agreed = agreed
         self._journal = journal
         self._context_of = context_of
+        self._told = told
         self._chain: _Chain | None = None
         self._acts: dict[_Key, asyncio.Task[None]] = {}
         self._committed = 0
@@ -105,6 +107,7 @@ class Runner:
         """
         self._agreed.commit(period)
         self._look_inside(period)
+        self._told(settled)
         self._journal.settled(settled, height)
 
     def sent(self, payload: SignedPayload, via: Via) -> None:

@@ -28,7 +28,7 @@ from quorate.localnet.processes import Child, Supervisor
 from quorate.localnet.run_dir import RunDir
 from quorate.units import Address
 
-__all__ = ["HOST", "READY_S", "Agents", "agents"]
+__all__ = ["HOST", "READY_S", "Agents", "agents", "command_of"]
 
 HOST = ("-m", "quorate.host")
 """What Python runs as an agent; its one argument is the agent's home."""
@@ -101,7 +101,7 @@ async def agents(
     passphrase = new_passphrase()
     with held_ports(len(wallets)) as ports:  # to the end: an agent that is started again needs its port again
         files = _write_homes(run, root, folder, wallets, ports, cometbft, evm, config or {}, node_settings, passphrase)
-        commands = {name: _command(file, root, host, passphrase) for name, file in files.items()}
+        commands = {name: command_of(file, root, host, passphrase) for name, file in files.items()}
         quorum = Agents(files, Crew(supervisor, commands))
         await quorum.start()
         yield quorum
@@ -164,12 +164,14 @@ def _write_homes(
     return files
 
 
-def _command(file: AgentFile, root: Path, host: Sequence[str], passphrase: str) -> Command:
+def command_of(file: AgentFile, root: Path, host: Sequence[str], passphrase: str) -> Command:
+    """How an agent's process is started."""
     return Command(
         argv=(sys.executable, "-P", *host, file.home),
         env={PASSPHRASE: passphrase, "PYTHONPATH": f"{root / 'src'}:{root}"},
         cwd=root,
         events=file.events,
+        may_end_with=(0,),  # it has left the service
     )
 
 

@@ -25,6 +25,8 @@ class Command:
     env: Mapping[str, str] = field(repr=False)
     cwd: Path
     events: Path
+    may_end_with: tuple[int, ...] = ()
+    """Exit codes that are nobody's fault; any other end of its own ends the run."""
 
 
 @dataclass
@@ -45,7 +47,9 @@ class Crew:
         for name in names or tuple(self.commands):
             command = self.commands[name]
             self._written[name] = command.events.stat().st_size if command.events.exists() else 0
-            self._children[name] = await self.supervisor.spawn(name, command.argv, env=command.env, cwd=command.cwd)
+            self._children[name] = await self.supervisor.spawn(
+                name, command.argv, env=command.env, cwd=command.cwd, may_end_with=command.may_end_with
+            )
 
     async def ready(self, *names: str, within_s: float) -> None:
         """Wait until these (all, if none is named) are ready; raises `SetupError` for one that is not in time."""

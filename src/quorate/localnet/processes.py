@@ -22,7 +22,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -179,11 +179,12 @@ class Supervisor:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         may_end: bool = False,
+        may_end_with: Collection[int] = (),
     ) -> Child:
         """Start a child whose output goes to `logs`/NAME.log (appended, if it is a restart).
 
-        `env` is added to our own environment. With `may_end` the child's end is nobody's fault. Raises `SetupError` if
-        the program cannot be started.
+        `env` is added to our own environment. With `may_end` the child's end is nobody's fault, with `may_end_with`
+        one of these exit codes is none. Raises `SetupError` if the program cannot be started.
         """
         if self._is_stopping:
             raise RuntimeError(f"{name} was to be started while the run is being stopped")
@@ -209,7 +210,7 @@ class Supervisor:
         child = Child(name, log, process, mark)
         self.children.append(child)
         self._guard.tell("child", *map(str, child.tracked))
-        watcher = asyncio.create_task(self._watch(child, may_end), name=f"watch {name}")
+        watcher = asyncio.create_task(self._watch(child, may_end, may_end_with), name=f"watch {name}")
         self._watchers.add(watcher)
         watcher.add_done_callback(self._watchers.discard)
         return child
@@ -226,9 +227,9 @@ class Supervisor:
         """The memory of all that runs, by the name of the child."""
         return {child.name: child.usage() for child in self.children if child.is_running}
 
-    async def _watch(self, child: Child, may_end: bool) -> None:
-        await child.wait()
-        if child.is_ending or may_end or self._failure is not None:
+    async def _watch(self, child: Child, may_end: bool, may_end_with: Collection[int]) -> None:
+        code = await child.wait()
+        if child.is_ending or may_end or code in may_end_with or self._failure is not None:
             return
         self._failure = ChildExited(child)
         self._has_cancelled_owner = True

@@ -58,6 +58,8 @@ class Part:
     voted: tuple[str, ...]
     """The addresses whose payload of this round is in a block."""
     is_asleep: bool
+    members: tuple[str, ...] = ()
+    """Whose payloads count now."""
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,8 @@ class Snapshot:
 
     @property
     def quorum(self) -> int:
-        """How many agents are needed."""
-        return quorum_of(len(self.agents))
+        """How many agents are needed: of those that are members now, where anybody says who that is."""
+        return quorum_of(len(self.part.members if self.part and self.part.members else self.agents))
 
     @property
     def answering(self) -> tuple[AgentView, ...]:
@@ -250,6 +252,7 @@ def _part(said: Mapping[str, Any]) -> Part:
         round=str(said["round"]),
         voted=tuple(said["voted"]),
         is_asleep=bool(said["asleep"]),
+        members=tuple(said.get("members", ())),
     )
 
 
