@@ -431,7 +431,7 @@ class ServiceApp(Application):
             self._left_at = self.height if was and not is_member else 0
             if is_member and not was:
                 self._outbox.mark_late(self._replica.opening)  # the next block is voted on without this validator
-        if self._left_at and self.height > self._left_at and not self.left.done():
+        if self._left_at and self.height == self._left_at + 1:
             self._spawn(self._leave())
 
     async def _leave(self) -> None:
