@@ -72,6 +72,16 @@ def test_one_stopped_peer_weakens_and_two_stop_the_service() -> None:
     assert not two.is_well
 
 
+def test_an_agent_that_has_left_is_missed_by_nobody_and_one_that_joined_counts() -> None:
+    now = dataclasses.replace(JUDGE, members=(*ADDRESSES[:3], "0x5"))
+    new = dataclasses.replace(agent(3), name="agent-5", address="0x5", part=now)
+    found = diagnose(look(*(agent(n, part=now) for n in range(1, 4)), gone(4), new))
+    assert (found.is_well, found.findings) == (True, ())
+    assert "agent-4" not in [one.agent for one in found.missing]
+    two = diagnose(look(agent(1, part=now), gone(2), gone(3), gone(4), new))
+    assert two.verdict.startswith("Nothing can be decided in judge (round 5, period 1): 2 of 4 agents answer; 3 are")
+
+
 def test_nobody_answers() -> None:
     found = diagnose(look(*(gone(n) for n in range(1, 5))))
     assert found.verdict.startswith("No agent of delegate answers. agent-1 does not run; agent-2")

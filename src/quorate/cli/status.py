@@ -36,7 +36,7 @@ def _table(seen: Snapshot) -> str:
     rest = ", its chain rests" if part and part.is_asleep else ""
     lines = [f"{seen.service}: {where}{rest}; run {seen.run}, chain {seen.chain_id}", ""]
     lines.append(_ROW.format("agent", "process", "pid", "block", "round", "sent", "peers", "coins", "address"))
-    lines += [_line(agent) for agent in seen.agents]
+    lines += [_line(agent, is_member=agent in seen.members) for agent in seen.agents]
     if seen.chain is not None:
         what = seen.chain.problem or f"block {seen.chain.block}"
         lines += ["", f"  EVM chain {seen.chain.url}: {what}"]
@@ -45,7 +45,7 @@ def _table(seen: Snapshot) -> str:
     return "\n".join(lines)
 
 
-def _line(agent: AgentView) -> str:
+def _line(agent: AgentView, *, is_member: bool) -> str:
     part = agent.part
     block, sequence, sent = ("–", "–", "–")
     if part is not None:
@@ -54,4 +54,5 @@ def _line(agent: AgentView) -> str:
     coins = "–" if agent.balance_wei is None else f"{agent.balance_wei / 10**18:.4g}"
     life = agent.life if agent.life != "running" or agent.node_life == "running" else f"node {agent.node_life}"
     pid = agent.pid or "–"
-    return _ROW.format(agent.name, life, pid, block, sequence, sent, peers, coins, agent.address)
+    who = agent.address if is_member else f"{agent.address} (no member)"
+    return _ROW.format(agent.name, life, pid, block, sequence, sent, peers, coins, who)

@@ -95,22 +95,22 @@ def _agents(snapshot: Snapshot) -> Iterator[Finding]:
     """Who does not answer, and why."""
     up = len(snapshot.answering)
     if up < snapshot.quorum:
-        absent = tuple(agent.name for agent in snapshot.agents if agent.part is None)
+        absent = tuple(agent.name for agent in snapshot.members if agent.part is None)
         yield Finding(
             "no-quorum",
             absent,
             "stops",
-            f"{up} of {len(snapshot.agents)} agents answer; {snapshot.quorum} are needed",
+            f"{up} of {len(snapshot.members)} agents answer; {snapshot.quorum} are needed",
             f"Bring {_list(absent[: snapshot.quorum - up])} back.",
         )
-    for agent in snapshot.agents:
+    for agent in snapshot.members:
         if agent.part is None:
             yield _absent(snapshot, agent)
         elif agent.is_catching_up:
             height = agent.part.height
             best = snapshot.part.height if snapshot.part else height
             yield Finding("catching-up", (agent.name,), "weakens", f"{agent.name} catches up: block {height} of {best}")
-        elif agent.peers == () and len(snapshot.agents) > 1:
+        elif agent.peers == () and len(snapshot.members) > 1:
             yield Finding(
                 "no-peers",
                 (agent.name,),
@@ -189,7 +189,7 @@ def _gas(snapshot: Snapshot) -> Iterator[Finding]:
     if chain is None or chain.gas_price_wei is None:
         return
     needed = _SAFE_GAS * max(1, chain.gas_price_wei)
-    known = [(agent, agent.balance_wei) for agent in snapshot.agents if agent.balance_wei is not None]
+    known = [(agent, agent.balance_wei) for agent in snapshot.members if agent.balance_wei is not None]
     poor = [(agent, balance) for agent, balance in known if balance < needed]
     weight: Weight = "stops" if len(poor) == len(known) else "weakens"
     for agent, balance in poor:
@@ -249,7 +249,7 @@ def _asking(snapshot: Snapshot, part: Part) -> Iterator[Finding]:
 
 def _rule(snapshot: Snapshot, part: Part) -> Iterator[Finding]:
     """A quorum has sent, and yet the round goes on: its rule wants somebody in particular."""
-    away = [agent.name for agent in snapshot.agents if agent.part is None and agent.address not in part.voted]
+    away = [agent.name for agent in snapshot.members if agent.part is None and agent.address not in part.voted]
     if away and len(part.voted) >= snapshot.quorum:
         yield Finding(
             "rule-wants-more",
@@ -262,7 +262,7 @@ def _rule(snapshot: Snapshot, part: Part) -> Iterator[Finding]:
 
 
 def _missing(snapshot: Snapshot, part: Part) -> Iterator[Missing]:
-    for agent in snapshot.agents:
+    for agent in snapshot.members:
         if agent.address not in part.voted:
             yield Missing(agent.name, _why_missing(snapshot, agent, part))
 
@@ -290,7 +290,7 @@ def _why_missing(snapshot: Snapshot, agent: AgentView, part: Part) -> str:
 
 
 def _since(snapshot: Snapshot, part: Part) -> float | None:
-    opened = [a.told.opened_t for a in snapshot.agents if a.told.sequence == part.sequence and a.told.opened_t]
+    opened = [a.told.opened_t for a in snapshot.members if a.told.sequence == part.sequence and a.told.opened_t]
     return max(0.0, snapshot.t - min(opened)) if opened else None
 
 

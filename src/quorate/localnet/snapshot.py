@@ -151,9 +151,15 @@ class Snapshot:
         return quorum_of(len(self.part.members if self.part and self.part.members else self.agents))
 
     @property
+    def members(self) -> tuple[AgentView, ...]:
+        """The agents that are members now (all, where nobody says who that is): the others are not waited for."""
+        known = self.part.members if self.part else ()
+        return tuple(agent for agent in self.agents if not known or agent.address in known)
+
+    @property
     def answering(self) -> tuple[AgentView, ...]:
-        """The agents whose application answers."""
-        return tuple(agent for agent in self.agents if agent.part is not None)
+        """The members whose application answers."""
+        return tuple(agent for agent in self.members if agent.part is not None)
 
     @property
     def part(self) -> Part | None:
