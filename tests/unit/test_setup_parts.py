@@ -20,7 +20,7 @@ from quorate.localnet.tools import parts as parts_module
 from quorate.localnet.tools.cache import Cache, Entry
 from quorate.localnet.tools.command import Cancelled, Command, explain, run
 from quorate.localnet.tools.make import missing
-from quorate.localnet.tools.parts import Part, Work, clean_environment, index_of_pip, part, shorten_waits
+from quorate.localnet.tools.parts import Part, Work, clean_environment, index_of_pip, part, set_constants
 from quorate.localnet.tools.progress import Step, in_bytes, in_seconds
 from tests.unit.setup_checkout import ROOT, is_alive, wait_until
 
@@ -214,16 +214,16 @@ def test_every_pin_is_read_from_its_lock(site: Site) -> None:
     assert all(any(c.isdigit() for c in label) for label in labels.values())
 
 
-def test_each_wait_is_shortened_where_it_stands_once_and_else_nothing_is_built(tmp_path: Path) -> None:
-    waits = tmp_path / "waits.toml"
-    waits.write_text('[[wait]]\nfile = "a/pool.go"\nfrom = "wait = 3 * time.Second"\nto = "wait = time.Second"\n')
+def test_each_constant_is_set_where_it_stands_once_and_else_nothing_is_built(tmp_path: Path) -> None:
+    constants = tmp_path / "constants.toml"
+    constants.write_text('[[constant]]\nfile = "a/pool.go"\nfrom = "wait = 3 * Second"\nto = "wait = Second"\n')
     source = tmp_path / "a" / "pool.go"
     source.parent.mkdir()
-    source.write_text("const (\n\twait = 3 * time.Second\n)\n")
-    shorten_waits(tmp_path, waits)
-    assert source.read_text() == "const (\n\twait = time.Second\n)\n"
+    source.write_text("const (\n\twait = 3 * Second\n)\n")
+    set_constants(tmp_path, constants)
+    assert source.read_text() == "const (\n\twait = Second\n)\n"
     with pytest.raises(SetupError, match=r"a/pool\.go of CometBFT holds 'wait = 3 .* 0 times; expected once") as caught:
-        shorten_waits(tmp_path, waits)
+        set_constants(tmp_path, constants)
     assert "go.mod" in caught.value.fix
 
 

