@@ -2,7 +2,8 @@
 
 - `${VAR}` is the environment variable VAR, as text; `${VAR:int}` is read as a number; `${VAR:int:3}` is 3 where VAR is
   not set. Types: str, int, float, bool, list, dict (the last two as YAML). Inside a longer text only str makes sense.
-- A key that stands twice is an error: YAML would silently take the last. So are aliases: one place a value.
+- A key that stands twice is an error: YAML would silently take the last. So are aliases and tags: one place a value,
+  and one way to say what it is. Both open doors of YAML's own (a few aliases can stand for gigabytes).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import yaml
 
 from quorate.errors import ConfigError
+from quorate.nesting import DEEPEST
 
 __all__ = ["Document", "read"]
 
@@ -66,13 +68,12 @@ class Document:
 
 def read(data: bytes, file: str) -> Document:
     """The document in `data`; `ConfigError` names the line where it is no YAML, or not keys and values."""
+    if len(data) > _LARGEST:
+        raise ConfigError(f"{file} has {len(data)} bytes; expected {_LARGEST} at most")
     lines: dict[Path, int] = {}
     try:
         text = data.decode()
-        for token in yaml.scan(text, Loader=yaml.SafeLoader):
-            if isinstance(token, yaml.AliasToken):
-                at = f"{file}, line {token.start_mark.line + 1}"
-                raise ConfigError(f"{at}: *{token.value} is an alias", fix="Write the value itself.")
+        _refuse_doors(text, lambda line: f"{file}, line {line}")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is not None:
             _collect(node, (), lines, file)
@@ -83,11 +84,36 @@ def read(data: bytes, file: str) -> Document:
         raise ConfigError(f"{file}{at} is no YAML: {error.problem or error.context}") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date such as 2020-13-45
         raise ConfigError(f"{file} is no YAML: {error}") from error
-    except RecursionError:
-        raise ConfigError(f"{file} is nested too deeply") from None
     if values is not None and not isinstance(values, dict):
         raise ConfigError(f"{file}: expected keys and values, as in services/hello_world/service.yaml")
     return Document(file, values or {}, lines)
+
+
+def _refuse_doors(text: str, where: Callable[[int], str]) -> None:
+    """Raise `ConfigError` for an alias, a tag, or nesting deeper than any settings are; the parser recurses.
+
+    Tokens are what the scanner finds without recursion. A list at the indentation of its key opens no token of its own.
+    """
+    depth = 0
+    for token in yaml.scan(text, Loader=yaml.SafeLoader):
+        depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+        at = where(token.start_mark.line + 1)
+        if depth > DEEPEST:
+            raise ConfigError(f"{at}: nested too deeply, beyond {DEEPEST} levels")
+        if isinstance(token, yaml.AliasToken):
+            raise ConfigError(f"{at}: *{token.value} is an alias", fix="Write the value itself.")
+        if isinstance(token, yaml.TagToken):
+            raise ConfigError(f"{at}: {''.join(filter(None, token.value))} is a tag", fix="Write the value alone.")
+
+
+_LARGEST = 1 << 18
+_OPENING = (
+    yaml.BlockSequenceStartToken,
+    yaml.BlockMappingStartToken,
+    yaml.FlowSequenceStartToken,
+    yaml.FlowMappingStartToken,
+)
+_CLOSING = (yaml.BlockEndToken, yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken)
 
 
 def _collect(node: yaml.Node, path: Path, lines: dict[Path, int], file: str) -> None:
@@ -135,13 +161,14 @@ def _value_of(found: re.Match[str], environ: Mapping[str, str], where: str) -> A
         )
     try:
         return _READERS[kind](text)
-    except (ValueError, KeyError, yaml.YAMLError):
+    except (ValueError, KeyError, yaml.YAMLError, ConfigError):
         source = name if name in environ else f"the default of {name}"
         raise ConfigError(f"{where}: {source} is {text!r}; expected {kind}") from None
 
 
 def _read_yaml(kind: type) -> Callable[[str], Any]:
     def read_as(text: str) -> Any:
+        _refuse_doors(text, str)
         value = yaml.safe_load(text)
         if not isinstance(value, kind):
             raise ValueError(text)

@@ -5,6 +5,7 @@ Every digest signed here is an EIP-712 one (0x19 0x01 ...), so that no signature
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
 from coincurve import PublicKey
@@ -13,9 +14,19 @@ from eth_utils.crypto import keccak
 
 from quorate.units import Address
 
-__all__ = ["SIGNATURE_BYTES", "address_of", "domain_separator", "keccak", "recover", "text_hash", "typed_digest"]
+__all__ = [
+    "SIGNATURE_BYTES",
+    "address_of",
+    "domain_separator",
+    "from_hex",
+    "keccak",
+    "recover",
+    "text_hash",
+    "typed_digest",
+]
 
 SIGNATURE_BYTES = 65
+_HEX = re.compile("0x[0-9a-f]*")
 _HALF_ORDER = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
 
 
@@ -46,6 +57,16 @@ def address_of(raw: bytes) -> Address:
 def text_hash(text: str) -> bytes:
     """keccak256 of a text that comes again and again: a type, a chain's id, a round's name."""
     return bytes(keccak(text=text))
+
+
+def from_hex(text: object, length: int) -> bytes:
+    """The `length` bytes that `text` writes as `0x` and lower-case hex; `ValueError` for any other spelling.
+
+    One spelling only, so that equal hashes are equal strings. `bytes.fromhex` alone skips blanks.
+    """
+    if not isinstance(text, str) or len(text) != 2 + 2 * length or not _HEX.fullmatch(text):
+        raise ValueError(f"expected {length} bytes as 0x and lower-case hex")
+    return bytes.fromhex(text[2:])
 
 
 def domain_separator(

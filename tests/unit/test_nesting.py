@@ -8,7 +8,7 @@ import pytest
 from quorate.errors import Malformed, PeerError
 from quorate.fsm import codec
 from quorate.model.schema import parse_json
-from quorate.nesting import DEEPEST, is_too_deep
+from quorate.nesting import DEEPEST, is_too_deep, load_json
 
 
 @pytest.mark.parametrize("opening", ["[", '{"a":', '[1,"[",'])
@@ -33,3 +33,18 @@ def test_hostile_depth_is_refused_whatever_the_interpreters_limit() -> None:
             parse_json(b"[" * 200_000, "an answer")
     finally:
         sys.setrecursionlimit(before)
+
+
+@pytest.mark.parametrize("rest", ['"' + '\\"' * 2_000_000, '"\\', '"' * 4_000_001], ids=["escapes", "half", "quotes"])
+def test_four_megabytes_of_strings_that_never_end_are_looked_at_once(rest: str) -> None:
+    """A backtracking search would begin anew at each quote: hours, for one answer of a model."""
+    assert not is_too_deep("[]" * DEEPEST + rest)
+    assert is_too_deep("[" * (DEEPEST + 1) + rest)
+
+
+def test_a_text_that_no_utf_8_can_carry_is_no_value() -> None:
+    assert load_json(b'["\\ud83d\\ude00"]') == ["\U0001f600"]
+    for half in (b'"\\ud83d"', b'{"\\uDC00": 1}', b'["\\ude00\\ud83d"]'):
+        with pytest.raises(ValueError, match="no valid Unicode"):
+            load_json(half)
+    assert load_json(b'"\\\\ud83d"') == "\\ud83d"  # a backslash and six letters

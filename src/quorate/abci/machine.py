@@ -31,7 +31,7 @@ from quorate.abci.upgrade import NO_UPGRADES, UpgradeDue, Upgrades, take_over
 from quorate.errors import ConfigError, PeerError
 from quorate.fsm import Period, Service, Settled, Votes, codec
 from quorate.members import Member
-from quorate.nesting import is_too_deep
+from quorate.nesting import load_json
 from quorate.units import Address
 
 __all__ = [
@@ -169,9 +169,7 @@ class Replica:
         `ConfigError` where that is damaged, another service's, or another version's.
         """
         try:
-            if is_too_deep(text := data.decode()):
-                raise ConfigError("the stored state is damaged: it is nested too deeply", fix=_DAMAGE_FIX)
-            *fields, checksum = json.loads(text)
+            *fields, checksum = load_json(data)
             if _checksum(fields) != checksum:
                 raise ConfigError("the stored state is damaged: its checksum does not fit", fix=_DAMAGE_FIX)
             height, hot, ticks, absences, demoted, period, *later = fields

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from quorate.errors import PeerError, QuorateError, ServiceError
-from quorate.nesting import is_too_deep
+from quorate.nesting import load_json
 
 __all__ = ["conform", "decode", "describe", "encode", "require_codable"]
 
@@ -114,7 +114,6 @@ def _sorted_fields(kind: Any) -> list[str] | None:
 
 
 _quoted = json.encoder.encode_basestring
-_parse = json.JSONDecoder().decode
 
 
 @functools.cache
@@ -128,9 +127,7 @@ def _decoder(hint: Any) -> Callable[[bytes], Any]:
 
     def decode(data: bytes) -> Any:
         try:
-            if is_too_deep(text := data.decode()):
-                raise _Unfit("nested too deeply")
-            plain = _parse(text)
+            plain = load_json(data)
             canonical = encode(plain)
         except (ValueError, ServiceError) as error:  # JSONDecodeError and UnicodeDecodeError; a float, a huge integer
             raise _Unfit(f"not JSON that can be agreed on: {error}") from error

@@ -473,7 +473,7 @@ def _vectors_of(raw: Any, count: int) -> tuple[tuple[float, ...], ...]:
         rows = sorted(raw["data"], key=lambda row: row["index"])
         places = [row["index"] for row in rows]
         vectors = tuple(tuple(float(x) for x in row["embedding"]) for row in rows)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, OverflowError, TypeError, ValueError):
         raise Malformed("the response has no list of embeddings") from None
     if places != list(range(count)):
         raise Malformed(f"the response has {len(places)} embeddings; expected one for each of {count} texts")

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 from eth_utils.address import is_checksum_address
 
 from quorate.errors import Malformed
-from quorate.nesting import is_too_deep
-from quorate.signatures import SIGNATURE_BYTES, domain_separator, keccak, recover, typed_digest
+from quorate.nesting import load_json
+from quorate.signatures import SIGNATURE_BYTES, domain_separator, from_hex, keccak, recover, typed_digest
 from quorate.units import Address, Hash
 
 __all__ = ["RECEIPT_HEADER", "Receipt", "SignedReceipt", "hash_of"]
@@ -101,13 +101,10 @@ class SignedReceipt(NamedTuple):
         if len(value) > _LONGEST_HEADER:
             raise Malformed(f"its receipt has {len(value)} characters; at most {_LONGEST_HEADER} are read")
         try:
-            text = base64.b64decode(value, altchars=b"-_", validate=True).decode()
-            if is_too_deep(text):
-                raise ValueError("nested too deeply")
-            parts = json.loads(text)
+            parts = load_json(base64.b64decode(value, altchars=b"-_", validate=True))
             if not isinstance(parts, dict) or parts.keys() != {"receipt", "signature"}:
                 raise ValueError("expected the fields receipt and signature")
-            return cls(_receipt_from(parts["receipt"]), _bytes(parts["signature"], SIGNATURE_BYTES))
+            return cls(_receipt_from(parts["receipt"]), from_hex(parts["signature"], SIGNATURE_BYTES))
         except (ValueError, binascii.Error) as error:
             raise Malformed(f"its receipt cannot be read: {error}") from None
 
@@ -120,20 +117,13 @@ def _receipt_from(raw: object) -> Receipt:
         if not (isinstance(raw[name], str) and is_checksum_address(raw[name])):
             raise ValueError(f"{name} is no checksummed address")
     for name in ("manifest_hash", "request_hash", "answer_hash", "nonce"):
-        _bytes(raw[name], 32)
+        from_hex(raw[name], 32)
     for name in ("chain_id", "prompt_tokens", "completion_tokens", "issued_at"):
         if type(raw[name]) is not int or not 0 <= raw[name] < 2**64:
             raise ValueError(f"{name} is no unsigned 64-bit integer")
     if not isinstance(raw["model"], str) or not 1 <= len(raw["model"].encode()) <= _LONGEST_MODEL:
         raise ValueError(f"model is no name of 1 to {_LONGEST_MODEL} bytes")
     return Receipt(**raw)
-
-
-def _bytes(text: object, length: int) -> bytes:
-    """The bytes that lower-case `0x` hex stands for; one spelling only, so that equal hashes are equal strings."""
-    if isinstance(text, str) and text.startswith("0x") and len(text) == 2 + 2 * length and text == text.lower():
-        return bytes.fromhex(text[2:])
-    raise ValueError(f"expected {length} bytes as 0x and lower-case hex")
 
 
 def _word(text: str) -> bytes:

@@ -16,8 +16,8 @@ from eth_utils.address import is_checksum_address
 
 from quorate.chain import Wallet
 from quorate.errors import PeerError
-from quorate.nesting import is_too_deep
-from quorate.signatures import SIGNATURE_BYTES, domain_separator, keccak, recover, typed_digest
+from quorate.nesting import load_json
+from quorate.signatures import SIGNATURE_BYTES, domain_separator, from_hex, keccak, recover, typed_digest
 from quorate.units import Address, Hash
 
 __all__ = ["AUTH_HEADER", "Authorization", "ModelRequest", "RequestSigner", "WalletSigner"]
@@ -105,10 +105,7 @@ class Authorization(NamedTuple):
         try:
             if len(value) > _LONGEST_HEADER:
                 raise ValueError(f"it has {len(value)} characters; at most {_LONGEST_HEADER} are read")
-            text = base64.b64decode(value, altchars=b"-_", validate=True).decode()
-            if is_too_deep(text):
-                raise ValueError("nested too deeply")
-            parts = json.loads(text)
+            parts = load_json(base64.b64decode(value, altchars=b"-_", validate=True))
             if not isinstance(parts, dict) or parts.keys() != {"address", "nonce", "signature", "time"}:
                 raise ValueError("expected the fields address, nonce, signature and time")
             client, time = parts["address"], parts["time"]
@@ -116,15 +113,10 @@ class Authorization(NamedTuple):
                 raise ValueError("address is no checksummed address")
             if type(time) is not int or not 0 <= time < 2**64:
                 raise ValueError("time is no unsigned 64-bit integer")
-            nonce = Hash("0x" + _bytes(parts["nonce"], 32).hex())
-            return cls(Address(client), time, nonce, _bytes(parts["signature"], SIGNATURE_BYTES))
+            nonce = Hash("0x" + from_hex(parts["nonce"], 32).hex())
+            return cls(Address(client), time, nonce, from_hex(parts["signature"], SIGNATURE_BYTES))
         except (ValueError, binascii.Error) as error:
             raise PeerError(
-                f"{AUTH_HEADER} cannot be read: {error}", evidence=value[:_LONGEST_HEADER].encode()
+                f"{AUTH_HEADER} cannot be read: {error}",
+                evidence=value[:_LONGEST_HEADER].encode(errors="surrogateescape"),  # as HTTP headers are decoded
             ) from None
-
-
-def _bytes(text: object, length: int) -> bytes:
-    if isinstance(text, str) and text.startswith("0x") and len(text) == 2 + 2 * length and text == text.lower():
-        return bytes.fromhex(text[2:])
-    raise ValueError(f"expected {length} bytes as 0x and lower-case hex")

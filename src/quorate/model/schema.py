@@ -16,12 +16,13 @@ from typing import Any, Generic, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from quorate.errors import ConfigError, Malformed
-from quorate.nesting import is_too_deep
+from quorate.nesting import load_json
 
 __all__ = ["Schema", "parse_json"]
 
 T = TypeVar("T")
 _SHOWN = 120  # characters of a faulty answer in a message
+_DIGITS = 308  # of an integer: they fit into 1024 bits, which agents can agree on
 
 _NOTES = frozenset({"title", "description", "default", "examples", "$defs", "$ref"})
 _TYPES: Mapping[str, Callable[[object], bool]] = {
@@ -38,10 +39,9 @@ _TYPES: Mapping[str, Callable[[object], bool]] = {
 def parse_json(text: str | bytes, what: str) -> Any:
     """The JSON value in `text`, without duplicate keys or NaN; raises Malformed."""
     try:
-        plain = text if isinstance(text, str) else text.decode()
-        if is_too_deep(plain):
-            raise ValueError("nested too deeply")
-        return json.loads(plain, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
+        return load_json(
+            text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_bounded
+        )
     except ValueError as error:
         shown = text if isinstance(text, str) else text.decode(errors="replace")
         raise Malformed(f"{what} is no JSON ({error}): {shown[:_SHOWN]!r}") from None
@@ -98,6 +98,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _bounded(text: str) -> int:
+    if len(text) > _DIGITS:
+        raise ValueError(f"{text[:20]}... has {len(text)} digits; nobody can agree on more than {_DIGITS}")
+    return int(text)
 
 
 def _finite(text: str) -> float:
