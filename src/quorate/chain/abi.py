@@ -12,11 +12,11 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from eth_abi.abi import decode, encode
+from eth_abi.abi import encode
 from eth_abi.codec import ABICodec
-from eth_abi.decoding import StringDecoder
+from eth_abi.decoding import ContextFramesBytesIO, StringDecoder
 from eth_abi.encoding import TextStringEncoder
-from eth_abi.exceptions import DecodingError, EncodingError, ParseError
+from eth_abi.exceptions import DecodingError, EncodingError, InsufficientDataBytes, ParseError
 from eth_abi.registry import BaseEquals, registry
 from eth_utils.abi import collapse_if_tuple
 from eth_utils.address import to_checksum_address
@@ -72,6 +72,8 @@ class Event:
         """Every parameter by its name. An indexed string, bytes, array or struct is its hash (that is all a log
         holds).
         """
+        if len(topics) != 1 + sum(self.indexed) or topics[0] != self.topic:
+            raise UndecodableError(f"{len(topics)} topics that are not those of {self.name}")
         flat = _decode([t for t, i in zip(self.types, self.indexed, strict=True) if not i], data)
         values, hashed = iter(flat), iter(topics[1:])
         return {
@@ -158,7 +160,7 @@ def decode_exactly(types: Sequence[str], encoded: bytes) -> tuple[Any, ...]:
     could see two different actions in the same bytes.
     """
     try:
-        values = decode(types, encoded)
+        values = _STRICT.decode(types, encoded)
         canonical = encode(types, values)
     except _MALFORMED as error:
         raise UndecodableError(f"{len(encoded)} bytes do not decode as ({', '.join(types)}): {error}") from error
@@ -226,6 +228,23 @@ def _topic_value(kind: str, topic: bytes) -> Any:
     return decode_exactly([kind], topic)[0]
 
 
+class _Metered(ContextFramesBytesIO):
+    """Ends a decoding that reads the same bytes again and again: offsets may overlap, and a few of them stand for more
+    than any memory holds. A canonical encoding is read about three times.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)  # type: ignore[no-untyped-call]
+        self._left = 16 * len(self.getbuffer()) + 4096
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        found = super().read(size)
+        self._left -= len(found) + 1
+        if self._left < 0:
+            raise InsufficientDataBytes("its parts overlap")
+        return found
+
+
 def _lenient_codec() -> ABICodec:
     lenient = registry.copy()  # type: ignore[no-untyped-call]
     lenient.unregister("string")
@@ -236,4 +255,5 @@ def _lenient_codec() -> ABICodec:
 
 
 _MALFORMED = (DecodingError, EncodingError, ParseError, OverflowError, UnicodeDecodeError)
-_LENIENT = _lenient_codec()
+_LENIENT, _STRICT = _lenient_codec(), ABICodec(registry)
+_LENIENT.stream_class = _STRICT.stream_class = _Metered  # each codec's own

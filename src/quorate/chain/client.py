@@ -2,36 +2,48 @@
 
 web3's asynchronous HTTP provider carries the requests. Its contract classes are not used: they fetch what a contract
 tells them to (CCIP read) and hide revert data, and an ABI of ours decodes both.
+
+What a node answers is a stranger's word: bounded in size and depth, and brought into our types here or refused as
+`Unreachable`, so that a node that talks nonsense is one that says nothing, and never an agent's end.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
 from eth_utils.address import to_checksum_address
 from web3 import AsyncHTTPProvider
+from web3._utils.http_session_manager import HTTPSessionManager
 from web3.providers.rpc.utils import ExceptionRetryConfiguration
 
 from quorate.chain.abi import Abi, Event
 from quorate.chain.revert import CallReverted
 from quorate.chain.wallet import Wallet
 from quorate.errors import ChainError, ConfigError, Underpriced, Unreachable
+from quorate.nesting import load_json
 from quorate.signatures import keccak
 from quorate.units import Address, Call, Hash, Wei
 
-__all__ = ["At", "Block", "Chain", "Fees", "Log", "NonceTooLow", "Provider", "Receipt", "Signed"]
+__all__ = ["At", "Block", "Chain", "Fees", "Log", "NonceTooLow", "Provider", "RawLog", "Receipt", "Signed"]
 
+T = TypeVar("T")
 At = int | Literal["latest", "safe", "finalized", "pending"]
 """A block by its number or by its standing."""
 
 _LOG_SPAN = 10_000  # blocks a request; many providers refuse more
+_MOST_SPANS = 100_000  # a node may claim any height; no chain has had a billion blocks
+_LARGEST_ANSWER = 64 * 1024 * 1024
 _POLL_S = 0.1
+_SHOWN = 300  # characters of a node's own words in a message
+_QUANTITY = re.compile("0x[0-9a-fA-F]+")
+_BLANK = re.compile(r"\s")  # bytes.fromhex skips them
 _NONCE_TRIES = 5
 
 
@@ -94,6 +106,17 @@ class Log:
 
 
 @dataclass(frozen=True)
+class RawLog:
+    """An event as the chain holds it, not decoded."""
+
+    address: Address
+    topics: tuple[bytes, ...]
+    data: bytes
+    block: int
+    transaction: Hash
+
+
+@dataclass(frozen=True)
 class Receipt:
     """That a transaction is in a block, and what came of it. A reorg can make it vanish: see `Chain.wait`."""
 
@@ -105,7 +128,7 @@ class Receipt:
     gas_price: Wei
     sender: Address
     created: Address | None
-    raw_logs: tuple[dict[str, Any], ...] = field(repr=False)
+    raw_logs: tuple[RawLog, ...] = field(repr=False)
 
     def logs(self, abi: Abi, event: str, address: Address) -> tuple[Log, ...]:
         """The events of this kind that the contract at `address` emitted in the transaction."""
@@ -113,7 +136,7 @@ class Receipt:
         return tuple(
             _log(kind, raw)
             for raw in self.raw_logs
-            if raw["address"].lower() == address.lower() and raw["topics"][:1] == [_hex(kind.topic)]
+            if raw.address.lower() == address.lower() and raw.topics[:1] == (kind.topic,)
         )
 
 
@@ -129,7 +152,7 @@ class Chain:
     @classmethod
     async def connect(cls, url: str, chain_id: int | None = None, *, timeout_s: float = 20) -> Self:
         """Connects and asks for the chain id; raises Unreachable, or ConfigError if it is not `chain_id`."""
-        provider = AsyncHTTPProvider(
+        provider = _BoundedProvider(
             url,
             request_kwargs={"timeout": aiohttp.ClientTimeout(total=timeout_s)},
             exception_retry_configuration=ExceptionRetryConfiguration(
@@ -138,7 +161,7 @@ class Chain:
         )
         chain = cls(provider, chain_id or 0, _shown_url(url))
         try:
-            found = int(await chain.request("eth_chainId"), 16)
+            found = await chain._ask(_number, "eth_chainId")
         except BaseException:
             await chain.close()
             raise
@@ -160,32 +183,31 @@ class Chain:
     # What the chain says
 
     async def block(self, at: At = "latest") -> Block:
-        raw = await self.request("eth_getBlockByNumber", _tag(at), False)
-        if raw is None:
+        found = await self._ask(_block_or_none, "eth_getBlockByNumber", _tag(at), False)
+        if found is None:
             raise ChainError(f"{self.where} knows no block {at}")
-        base_fee = Wei(int(raw.get("baseFeePerGas") or "0x0", 16))
-        return Block(int(raw["number"], 16), Hash(raw["hash"]), int(raw["timestamp"], 16), base_fee)
+        return found
 
     async def block_number(self) -> int:
-        return int(await self.request("eth_blockNumber"), 16)
+        return await self._ask(_number, "eth_blockNumber")
 
     async def timestamp(self, at: At = "latest") -> int:
         """Time of a block in seconds since 1970: the chain's clock, which may differ from this machine's."""
         return (await self.block(at)).timestamp
 
     async def balance(self, address: Address, at: At = "latest") -> Wei:
-        return Wei(int(await self.request("eth_getBalance", address, _tag(at)), 16))
+        return Wei(await self._ask(_amount, "eth_getBalance", address, _tag(at)))
 
     async def code(self, address: Address, at: At = "latest") -> bytes:
         """The contract's code; empty where there is none."""
-        return _bytes(await self.request("eth_getCode", address, _tag(at)))
+        return await self._ask(_bytes, "eth_getCode", address, _tag(at))
 
     async def storage(self, address: Address, slot: int, at: At = "latest") -> bytes:
-        return _bytes(await self.request("eth_getStorageAt", address, hex(slot), _tag(at))).rjust(32, b"\0")
+        return (await self._ask(_bytes, "eth_getStorageAt", address, hex(slot), _tag(at))).rjust(32, b"\0")
 
     async def transaction_count(self, address: Address, at: At = "pending") -> int:
         """The nonce of the account's next transaction."""
-        return int(await self.request("eth_getTransactionCount", address, _tag(at)), 16)
+        return await self._ask(_number, "eth_getTransactionCount", address, _tag(at))
 
     async def read(self, address: Address, abi: Abi, function: str, *arguments: Any, block: At = "latest") -> Any:
         """What a view function returns (a tuple if several values); raises CallReverted, or ChainError if nobody is
@@ -220,17 +242,18 @@ class Chain:
         kind = abi.events[event]
         last = await self.block_number() if to_block is None else to_block
         wanted = [_hex(kind.topic), *(None if t is None else _hex(t) for t in topics)]
+        if (last - from_block) // _LOG_SPAN >= _MOST_SPANS:
+            raise ChainError(f"the logs of blocks {from_block} to {last} are too many to ask {self.where} for")
         found: list[Log] = []
         for start in range(from_block, last + 1, _LOG_SPAN):
             end = min(start + _LOG_SPAN - 1, last)
             question = {"address": address, "topics": wanted, "fromBlock": hex(start), "toBlock": hex(end)}
-            found += [_log(kind, raw) for raw in await self.request("eth_getLogs", question)]
+            found += [_log(kind, raw) for raw in await self._ask(_raw_logs, "eth_getLogs", question)]
         return tuple(found)
 
     async def receipt(self, transaction: Hash) -> Receipt | None:
         """The receipt, or None while the transaction is in no block."""
-        raw = await self.request("eth_getTransactionReceipt", transaction)
-        return None if raw is None else _receipt(raw)
+        return await self._ask(_receipt_or_none, "eth_getTransactionReceipt", transaction)
 
     async def wait(self, transaction: Hash, *, timeout_s: float = 60, confirmations: int = 0) -> Receipt:
         """The receipt once `confirmations` blocks stand on top of it; a receipt that a reorg took away is waited for
@@ -258,13 +281,13 @@ class Chain:
         out.
         """
         base_fee = (await self.block()).base_fee
-        priority = int(await self.request("eth_maxPriorityFeePerGas"), 16)
+        priority = await self._ask(_fee, "eth_maxPriorityFeePerGas")
         return Fees(Wei(2 * base_fee + priority), Wei(priority))
 
     async def estimate(self, call: Call | str, sender: Address) -> int:
         """Gas that `call` (or creation code) needs now; raises CallReverted if it would fail."""
         what = f"the call of {call.to}" if isinstance(call, Call) else "the deployment"
-        return int(await self.request("eth_estimateGas", _request(call, sender), what=f"{what} by {sender}"), 16)
+        return await self._ask(_number, "eth_estimateGas", _request(call, sender), what=f"{what} by {sender}")
 
     async def prepare(
         self,
@@ -303,7 +326,7 @@ class Chain:
         transaction = await self.prepare(call, wallet.address, gas=gas, nonce=nonce, fees=fees)
         raw = wallet.sign_transaction(transaction)
         paid = Fees(Wei(transaction["maxFeePerGas"]), Wei(transaction["maxPriorityFeePerGas"]))
-        return Signed(_hash(raw), raw, transaction["nonce"], paid)
+        return Signed(_hash_of(raw), raw, transaction["nonce"], paid)
 
     async def send(self, wallet: Wallet, call: Call | str, *, gas: int | None = None) -> Hash:
         """Signs and sends; returns the hash without waiting for a block. Raises CallReverted if it would fail now.
@@ -330,7 +353,7 @@ class Chain:
         """Sends a signed transaction. Safe to repeat, also by several: one that the node knows or has mined counts as
         sent.
         """
-        transaction = _hash(raw)
+        transaction = _hash_of(raw)
         try:
             await self.request("eth_sendRawTransaction", _hex(raw), what=f"transaction {transaction}")
         except _AlreadyKnown:
@@ -359,10 +382,19 @@ class Chain:
             raise Unreachable(f"{self.where} answered {method} with something that is no JSON-RPC")
         if refusal := response.get("error"):
             raise _refusal(refusal, what or method, self.where)
-        return response["result"]
+        return response.get("result")
+
+    async def _ask(self, read: Callable[[Any], T], method: str, *params: Any, what: str = "") -> T:
+        """The result as `read` brings it into our types."""
+        raw = await self.request(method, *params, what=what)
+        try:
+            return read(raw)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            why = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise Unreachable(f"{self.where} answered {method} with what cannot be read: {why[:_SHOWN]}") from error
 
     async def _call(self, call: dict[str, Any], at: At, what: str) -> bytes:
-        return _bytes(await self.request("eth_call", call, _tag(at), what=what))
+        return await self._ask(_bytes, "eth_call", call, _tag(at), what=what)
 
     async def _is_buried(self, receipt: Receipt, confirmations: int) -> bool:
         return confirmations == 0 or await self.block_number() >= receipt.block + confirmations
@@ -372,9 +404,8 @@ class Chain:
         succeeds.
         """
         what = f"transaction {receipt.transaction} in block {receipt.block}"
-        raw = await self.request("eth_getTransactionByHash", receipt.transaction)
-        if raw is not None and raw.get("to"):
-            call = Call(Address(raw["to"]), Wei(int(raw["value"], 16)), raw["input"])
+        call = await self._ask(_call_or_none, "eth_getTransactionByHash", receipt.transaction)
+        if call is not None:
             try:
                 await self.simulate(call, receipt.sender, block=receipt.block - 1)
             except CallReverted as error:
@@ -391,11 +422,10 @@ def _refusal(error: Any, what: str, where: str) -> ChainError:
     share.
     """
     raw = error if isinstance(error, dict) else {"message": str(error)}
-    message = str(raw.get("message", ""))
+    message = str(raw.get("message", ""))[:_SHOWN]
     words = message.lower()
-    data = raw.get("data")
     if raw.get("code") == 3 or "revert" in words:
-        return CallReverted(what, _bytes(data) if isinstance(data, str) and data.startswith("0x") else b"")
+        return CallReverted(what, _bytes_or_none(raw.get("data")))
     if "already known" in words or "already imported" in words:
         return _AlreadyKnown(f"{where} knows {what} already")
     if "nonce too low" in words:
@@ -415,25 +445,120 @@ def _request(call: Call | str, sender: Address) -> dict[str, Any]:
     return {"from": sender, "data": call}
 
 
-def _log(kind: Event, raw: dict[str, Any]) -> Log:
-    arguments = kind.decode([_bytes(t) for t in raw["topics"]], _bytes(raw["data"]))
-    address = Address(to_checksum_address(raw["address"]))
-    return Log(address, kind.name, arguments, int(raw["blockNumber"], 16), Hash(raw["transactionHash"]))
+def _log(kind: Event, raw: RawLog) -> Log:
+    return Log(raw.address, kind.name, kind.decode(raw.topics, raw.data), raw.block, raw.transaction)
 
 
-def _receipt(raw: dict[str, Any]) -> Receipt:
+# From JSON to our types; each raises ValueError, TypeError, KeyError or AttributeError for what it cannot read.
+
+
+def _block_or_none(raw: Any) -> Block | None:
+    if raw is None:
+        return None
+    base_fee = Wei(_fee(raw.get("baseFeePerGas") or "0x0"))
+    return Block(_number(raw["number"]), _hash(raw["hash"]), _number(raw["timestamp"]), base_fee)
+
+
+def _receipt_or_none(raw: Any) -> Receipt | None:
+    if raw is None:
+        return None
     created = raw.get("contractAddress")
     return Receipt(
-        transaction=Hash(raw["transactionHash"]),
-        block=int(raw["blockNumber"], 16),
-        block_hash=Hash(raw["blockHash"]),
-        succeeded=int(raw["status"], 16) == 1,
-        gas_used=int(raw["gasUsed"], 16),
-        gas_price=Wei(int(raw.get("effectiveGasPrice") or "0x0", 16)),
-        sender=Address(to_checksum_address(raw["from"])),
-        created=Address(to_checksum_address(created)) if created else None,
-        raw_logs=tuple(raw["logs"]),
+        transaction=_hash(raw["transactionHash"]),
+        block=_number(raw["blockNumber"]),
+        block_hash=_hash(raw["blockHash"]),
+        succeeded=_number(raw["status"]) == 1,
+        gas_used=_number(raw["gasUsed"]),
+        gas_price=Wei(_amount(raw.get("effectiveGasPrice") or "0x0")),
+        sender=_address(raw["from"]),
+        created=_address(created) if created else None,
+        raw_logs=_raw_logs(raw["logs"]),
     )
+
+
+def _call_or_none(raw: Any) -> Call | None:
+    """What a transaction called; None where it is unknown or created a contract."""
+    if raw is None or not raw.get("to"):
+        return None
+    return Call(_address(raw["to"]), Wei(_amount(raw["value"])), _hex(_bytes(raw["input"])))
+
+
+def _raw_logs(raw: Any) -> tuple[RawLog, ...]:
+    if not isinstance(raw, list):
+        raise TypeError(f"logs that are a {type(raw).__name__}")
+    return tuple(
+        RawLog(
+            address=_address(one["address"]),
+            topics=tuple(_bytes(topic, 32) for topic in one["topics"]),
+            data=_bytes(one["data"]),
+            block=_number(one["blockNumber"]),
+            transaction=_hash(one["transactionHash"]),
+        )
+        for one in raw
+    )
+
+
+def _number(raw: Any, digits: int = 16) -> int:
+    """A quantity of at most so many hex digits: 16 hold every height, time, nonce and amount of gas."""
+    if not isinstance(raw, str) or not _QUANTITY.fullmatch(raw) or len(raw) > 2 + digits:
+        raise ValueError(f"{raw!r:.80} is no quantity of {digits} hex digits")
+    return int(raw, 16)
+
+
+def _amount(raw: Any) -> int:
+    return _number(raw, 64)
+
+
+def _fee(raw: Any) -> int:
+    return _number(raw, 32)
+
+
+def _bytes(raw: Any, length: int | None = None) -> bytes:
+    if not isinstance(raw, str) or not raw.startswith("0x") or _BLANK.search(raw):
+        raise ValueError(f"{raw!r:.80} is no text of bytes")
+    if length not in (None, len(raw) // 2 - 1):
+        raise ValueError(f"{raw!r:.80} stands for {len(raw) // 2 - 1} bytes; expected {length}")
+    return bytes.fromhex(raw[2:])
+
+
+def _bytes_or_none(raw: Any) -> bytes:
+    try:
+        return _bytes(raw)
+    except ValueError:
+        return b""  # nodes differ in how they say that there was no reason
+
+
+def _hash(raw: Any) -> Hash:
+    return Hash(_hex(_bytes(raw, 32)))
+
+
+def _address(raw: Any) -> Address:
+    return Address(to_checksum_address(_bytes(raw, 20)))
+
+
+class _BoundedProvider(AsyncHTTPProvider):
+    """web3's, with bounds on what a node can make us hold and parse."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._request_session_manager = _BoundedSessions()
+
+    @staticmethod
+    def decode_rpc_response(raw_response: bytes) -> Any:
+        return load_json(raw_response)
+
+
+class _BoundedSessions(HTTPSessionManager):
+    async def async_make_post_request(self, endpoint_uri: Any, data: Any, **options: Any) -> bytes:
+        response = await self.async_get_response_from_post_request(endpoint_uri, data=data, **options)
+        response.raise_for_status()
+        body = bytearray()
+        async for chunk in response.content.iter_chunked(1 << 16):
+            body += chunk
+            if len(body) > _LARGEST_ANSWER:
+                response.close()
+                raise ValueError(f"an answer of more than {_LARGEST_ANSWER} bytes")
+        return bytes(body)
 
 
 def _shown_url(url: str) -> str:
@@ -454,9 +579,5 @@ def _hex(raw: bytes) -> str:
     return "0x" + raw.hex()
 
 
-def _bytes(text: str) -> bytes:
-    return bytes.fromhex(text.removeprefix("0x"))
-
-
-def _hash(raw: bytes) -> Hash:
+def _hash_of(raw: bytes) -> Hash:
     return Hash(_hex(keccak(raw)))

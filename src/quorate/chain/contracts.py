@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 _PAGE = 50  # operators a read: well under what nodes return at once
+_MOST_OPERATORS = 10_000
 
 Support = Literal[0, 1, 2]
 AGAINST: Support = 0
@@ -166,7 +167,11 @@ class Governor:
 
     async def state(self, proposal_id: int, *, block: At = "latest") -> ProposalState:
         """Raises CallReverted (GovernorNonexistentProposal) if there is no such proposal."""
-        return ProposalState(await self.chain.read(self.address, self.abi, "state", proposal_id, block=block))
+        found = await self.chain.read(self.address, self.abi, "state", proposal_id, block=block)
+        try:
+            return ProposalState(found)
+        except ValueError as error:
+            raise ChainError(f"the governor {self.address} gives proposal {proposal_id} the state {found}") from error
 
     async def has_voted(self, proposal_id: int, account: Address, *, block: At = "latest") -> bool:
         return bool(await self.chain.read(self.address, self.abi, "hasVoted", proposal_id, account, block=block))
@@ -305,6 +310,8 @@ class OperatorRegistry:
             found += [_operator(raw) for raw in page]
             if len(page) < _PAGE:
                 return tuple(found)
+            if len(found) > _MOST_OPERATORS:
+                raise ChainError(f"{self.chain.where} lists more than {_MOST_OPERATORS} operators; that is no end")
 
     async def operator_of(self, account: Address, *, block: At = "latest") -> Operator | None:
         """What is known of an operator, listed or not; None if it never registered."""
@@ -386,6 +393,8 @@ def _structs(models: Sequence[Model]) -> list[tuple[str, Hash]]:
 
 def _proposal(log: Log) -> Proposal:
     a = log.arguments
+    if not len(a["targets"]) == len(a["values"]) == len(a["calldatas"]):
+        raise ChainError(f"proposal {a['proposalId']} of {log.address} has actions that are not complete")
     return Proposal(
         id=a["proposalId"],
         proposer=a["proposer"],
