@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 import struct
@@ -9,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from quorate.abci.machine import Block, Replica, apply_block, execute, payload_for, tick_for
+from quorate.abci.machine import Block, Replica, _checksum, apply_block, execute, payload_for, tick_for
 from quorate.abci.payload import SignedPayload, UnsignedPayload
 from quorate.abci.transaction import Kind, Roll, Transaction, encode_bundle, encode_single
 from quorate.errors import ConfigError, PeerError
@@ -56,14 +57,17 @@ class Payloads(Target):
             return changed
         if rng.random() < 0.5:
             try:
-                value = mutate_json(json.loads(data), rng)
+                value = json.loads(data)
+                if isinstance(value, list) and len(value) > 6 and rng.random() < 0.8:
+                    return _another_state(value, rng)
+                value = mutate_json(value, rng)
                 return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-            except (ValueError, RecursionError):
+            except (ValueError, RecursionError, TypeError):
                 pass
         return mutate_bytes(data, other, rng)
 
     def run(self, data: bytes) -> str:
-        labels = [_payload(data), _state(data), *(_codec(hint, data) for hint in _HINTS)]
+        labels = [_payload(data), _state(data), max(_codec(hint, data) for hint in _HINTS)]
         try:
             tx = Roll(CHAIN, _MEMBERS).transaction(data)
         except PeerError as error:
@@ -74,6 +78,22 @@ class Payloads(Target):
             assert payload.sender in _MEMBERS, "a stranger's payload counts"
             assert payload.is_signed_by_sender(CHAIN), "a payload counts that its sender did not sign"
         return " / ".join([tx.kind.name, *(_executed(replica, tx) for replica in self._replicas), *labels])
+
+
+def _another_state(fields: list[Any], rng: random.Random) -> bytes:
+    """A stored state of other content whose checksum fits, as a peer could offer it in a snapshot."""
+    *fields, _ = fields
+    if rng.random() < 0.5:
+        lines = base64.b64decode(fields[5]).split(b"\n")
+        at = rng.randrange(len(lines))
+        line = json.dumps(mutate_json(json.loads(lines[at]), rng), sort_keys=True, separators=(",", ":"))
+        lines[at] = line.encode()
+        fields[5] = base64.b64encode(b"\n".join(lines)).decode()
+    else:
+        fields = mutate_json(fields, rng)
+    if not isinstance(fields, list):
+        return json.dumps(fields).encode()
+    return json.dumps([*fields, _checksum(fields)], separators=(",", ":")).encode()
 
 
 def mutate_wire(data: bytes, rng: random.Random) -> bytes | None:

@@ -312,7 +312,7 @@ def test_a_state_that_is_no_object_is_damage() -> None:
     due = agreed(in_round("AddUpRound"))
     head, _, *rest = due.period.encode().split(b"\n")
     for state in (b"[]", b"[" * 5000):
-        with pytest.raises(ValueError, match="no object"):
+        with pytest.raises(ValueError, match=r"no object|too deeply"):
             take_over(v2, b"\n".join((head, state, *rest)), due.upgrades, due.height)
     with pytest.raises(ValueError, match="no name"):
         take_over(v2, b'["ledger"]\n{}', due.upgrades, due.height)

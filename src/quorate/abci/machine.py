@@ -28,7 +28,7 @@ from quorate.abci.membership import Turnover, powers_of, roster_of, seat
 from quorate.abci.payload import SignedPayload, UnsignedPayload
 from quorate.abci.transaction import Kind, Transaction, tick_round
 from quorate.abci.upgrade import NO_UPGRADES, UpgradeDue, Upgrades, take_over
-from quorate.errors import ConfigError, PeerError
+from quorate.errors import ConfigError, PeerError, ServiceError
 from quorate.fsm import Period, Service, Settled, Votes, codec
 from quorate.members import Member
 from quorate.nesting import load_json
@@ -191,7 +191,7 @@ class Replica:
                 return replica
             theirs = replica._hash_over(hashlib.sha256(stored).digest())
             return dataclasses.replace(replica, ticks=(), upgrades=upgrades_now, inherited=theirs)
-        except (ValueError, TypeError, PeerError) as error:
+        except (ValueError, TypeError, PeerError, ServiceError) as error:
             raise ConfigError(f"the stored state is damaged: {error}", fix=_DAMAGE_FIX) from error
 
 

@@ -27,7 +27,7 @@ from quorate.abci.payload import SignedPayload, UnsignedPayload
 from quorate.errors import ConfigError, PeerError
 from quorate.fsm import Period, Service, Votes, codec
 from quorate.members import Membership
-from quorate.nesting import is_too_deep
+from quorate.nesting import load_json
 from quorate.units import Address
 
 __all__ = ["ASK_ROUND", "FIRST_HEIGHT", "Plan", "Target", "UpgradeDue", "Upgrades", "ask_for", "take_over"]
@@ -239,8 +239,7 @@ def _head(data: bytes) -> tuple[str, ...]:
 
 
 def _plain(state: bytes) -> dict[str, Any]:
-    text = state.decode()
-    plain = None if is_too_deep(text) else json.loads(text)
+    plain = load_json(state)
     if not isinstance(plain, dict):
-        raise ValueError("the agreed state is no object, or nested too deeply")
+        raise ValueError("the agreed state is no object")
     return plain
