@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from quorate.cli import __main__ as entry
-from quorate.cli import _selection
+from quorate.cli import _selection, check
 from quorate.cli import lock as lock_command
 from quorate.cli import main as group
 from quorate.cli import test as test_command
@@ -230,3 +230,10 @@ def test_a_lock_is_replaced_whole_and_only_when_asked(
     assert "go (nothing younger than" in done.output
     assert lock.read_text() == after
     assert [path.name for path in lock.parent.iterdir()] == ["go.txt"]
+
+
+def test_a_check_of_two_commands_fails_with_either() -> None:
+    passes, fails = (sys.executable, "-c", ""), (sys.executable, "-c", "raise SystemExit(2)")
+    assert check._passes(check._Check("both", passes, passes))
+    assert not check._passes(check._Check("second", passes, fails))
+    assert not check._passes(check._Check("first", fails, passes))

@@ -22,13 +22,15 @@ _CODE = ("src", "skills", "services", "dao", "agents", "tests", "benchmarks", "t
 class _Check:
     name: str
     argv: tuple[str, ...]
+    then: tuple[str, ...] = ()
+    """Run after it, where it did not fail."""
 
 
 @click.command()
 @click.option("--fix", is_flag=True, help="Let ruff mend what it can first.")
 @click.pass_context
 def check(context: click.Context, fix: bool) -> None:
-    """Lint, types, import arrows, generated files.
+    """Lint, types, import arrows, the core's branches, generated files.
 
     Runs all of them, shows the output of those that fail, and exits with 1 if one does.
     """
@@ -54,6 +56,9 @@ def _checks(site: Site) -> list[_Check]:
         _Check("mypy", (*python, "mypy", *code)),
         _Check("import arrows", (str(Path(sys.executable).parent / "lint-imports"), "--no-cache")),
     ]
+    if (core := Path("tests/unit/fsm")).is_dir():
+        measured, told = (*python, "coverage", "run", "-m", "pytest", "-q", str(core)), (*python, "coverage", "report")
+        checks.append(_Check("the core's branches", measured, told))  # pyproject.toml asks for every one of them
     for service in sorted((site.root / "services").glob("*/service.py")):
         folder = str(service.parent.relative_to(site.root))
         checks.append(_Check(f"spec {folder}", (*python, "quorate.cli", "spec", folder, "--check")))
@@ -64,7 +69,10 @@ def _checks(site: Site) -> list[_Check]:
 
 def _passes(one: _Check) -> bool:
     started = time.monotonic()
-    done = subprocess.run(one.argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    for argv in filter(None, (one.argv, one.then)):
+        done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        if done.returncode != 0:
+            break
     click.echo(f"{'ok    ' if done.returncode == 0 else 'FAILED'} {one.name} ({time.monotonic() - started:.1f} s)")
     if done.returncode != 0:
         click.echo("    " + done.stdout.rstrip().replace("\n", "\n    "))

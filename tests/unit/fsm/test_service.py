@@ -22,6 +22,7 @@ from quorate import (
     agree,
     choice,
     each,
+    median,
     only_keeper,
     same,
 )
@@ -298,3 +299,16 @@ def test_next_follows_the_table() -> None:
     service = shop()
     assert service.table[ask.name, "DONE"] is close_up
     assert service.table[ask.name, ROUND_TIMEOUT] is ask
+
+
+def test_a_rule_may_refuse_a_payload_that_it_cannot_count() -> None:
+    with pytest.raises(ServiceError, match=rf"AskRound \(.*{HERE}\): the rule computes with integers"):
+        round_with(median("price"), str)
+
+
+@pytest.mark.parametrize("version", [0, -1, "2", True, None])
+def test_a_version_is_a_number_from_one(version: Any) -> None:
+    with pytest.raises(ServiceError, match=rf"{HERE}.*version {version!r}; expected 1, or 2"):
+        shop(version=version)
+    with pytest.raises(ServiceError, match="version 1; expected 1, or 2 and more where there are migrations"):
+        shop(version=1, migrations={"0" * 64: lambda state, round: (state, round)})
