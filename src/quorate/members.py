@@ -42,7 +42,9 @@ class BindingSigner(Protocol):
     """The Ethereum key of an agent."""
 
     @property
-    def address(self) -> Address: ...
+    def address(self) -> Address:
+        """Whose signature it makes."""
+        ...
 
     def sign_digest(self, digest: bytes) -> bytes:
         """65 bytes: r, s, v (27 or 28)."""

@@ -240,6 +240,7 @@ class ServiceApp(Application):
     # ---- handlers: consensus
 
     async def info(self, request: pb.RequestInfo) -> pb.ResponseInfo:
+        """Where this application is, so that CometBFT replays to it what came later."""
         height = self._replica.height
         app_hash = self._replica.app_hash if height else b""
         return pb.ResponseInfo(data=self.service.name, last_block_height=height, last_block_app_hash=app_hash)
@@ -318,6 +319,7 @@ class ServiceApp(Application):
         return found
 
     async def process_proposal(self, request: pb.RequestProcessProposal) -> pb.ResponseProcessProposal:
+        """Accept what an honest proposer could have made, execute it on a copy, and begin the act it leads to."""
         self._replica.refuse_next(request.height)
         problem = self._problem(list(request.txs))
         if problem is not None:
@@ -372,6 +374,7 @@ class ServiceApp(Application):
         return sound
 
     async def finalize_block(self, request: pb.RequestFinalizeBlock) -> pb.ResponseFinalizeBlock:
+        """What the decided block does: results, the new app hash, and who votes with which power two blocks later."""
         is_live = request.hash in self._speculated  # else the block was decided without us: we are catching up
         applied = self._finalized = self._speculate(request, request.decided_last_commit)
         if not is_live:
@@ -383,6 +386,7 @@ class ServiceApp(Application):
         )
 
     async def commit(self, request: pb.RequestCommit) -> pb.ResponseCommit:
+        """Make the finalized state durable, then act on it; answers the height below which blocks may go."""
         applied, before = self._finalized, self._replica
         if applied is None:
             raise ConfigError("CometBFT asks to commit a block that was not finalized in this life of the application")
@@ -489,12 +493,14 @@ class ServiceApp(Application):
     # ---- handlers: snapshots
 
     async def list_snapshots(self, request: pb.RequestListSnapshots) -> pb.ResponseListSnapshots:
+        """Those that a peer could verify now."""
         offers = self.archive.offers(self.height) if self.archive else []
         return pb.ResponseListSnapshots(
             snapshots=[pb.Snapshot(height=s.height, format=FORMAT, chunks=s.chunks, hash=s.hash) for s in offers]
         )
 
     async def load_snapshot_chunk(self, request: pb.RequestLoadSnapshotChunk) -> pb.ResponseLoadSnapshotChunk:
+        """A part of one; empty where it is gone, and the peer asks another agent."""
         is_ours = self.archive is not None and request.format == FORMAT
         chunk = self.archive.chunk(request.height, request.chunk) if self.archive and is_ours else b""
         return pb.ResponseLoadSnapshotChunk(chunk=chunk)

@@ -27,6 +27,7 @@ class Peer:
 
     @property
     def address(self) -> str:
+        """ID@HOST:PORT, as CometBFT writes a peer."""
         return f"{self.node_id}@{self.host}:{self.port}"
 
 

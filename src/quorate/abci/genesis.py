@@ -52,6 +52,7 @@ class Genesis:
 
     @property
     def addresses(self) -> tuple[Address, ...]:
+        """The members' addresses, in the order of the members."""
         return tuple(member.address for member in self.members)
 
     def check(self, service: Service) -> None:

@@ -46,21 +46,27 @@ class Application:
     """
 
     async def echo(self, request: pb.RequestEcho) -> pb.ResponseEcho:
+        """The same text: CometBFT's own test of the connection."""
         return pb.ResponseEcho(message=request.message)
 
     async def flush(self, request: pb.RequestFlush) -> pb.ResponseFlush:
+        """Nothing; answers are never held back."""
         return pb.ResponseFlush()
 
     async def info(self, request: pb.RequestInfo) -> pb.ResponseInfo:
+        """The height and app hash that are durable; CometBFT replays what came later. Height 0: from the beginning."""
         return pb.ResponseInfo()
 
     async def init_chain(self, request: pb.RequestInitChain) -> pb.ResponseInitChain:
+        """Begin the chain; the app hash, validators and parameters that differ from the genesis."""
         return pb.ResponseInitChain()
 
     async def query(self, request: pb.RequestQuery) -> pb.ResponseQuery:
+        """An answer to a question from outside; agreed on by nobody."""
         return pb.ResponseQuery()
 
     async def check_tx(self, request: pb.RequestCheckTx) -> pb.ResponseCheckTx:
+        """Whether the mempool takes a transaction (code 0). Must settle: the same one is asked about again."""
         return pb.ResponseCheckTx()
 
     async def prepare_proposal(self, request: pb.RequestPrepareProposal) -> pb.ResponsePrepareProposal:
@@ -74,30 +80,39 @@ class Application:
         return pb.ResponsePrepareProposal(txs=txs)
 
     async def process_proposal(self, request: pb.RequestProcessProposal) -> pb.ResponseProcessProposal:
+        """Whether to vote for a proposal: by it and the last state alone, so that all say the same of it."""
         return pb.ResponseProcessProposal(status=pb.ResponseProcessProposal.ACCEPT)
 
     async def extend_vote(self, request: pb.RequestExtendVote) -> pb.ResponseExtendVote:
+        """What rides on this validator's precommit; the next proposer reads it."""
         return pb.ResponseExtendVote()
 
     async def verify_vote_extension(self, request: pb.RequestVerifyVoteExtension) -> pb.ResponseVerifyVoteExtension:
+        """Whether another's extension is sound. The same on all nodes at any time, or the chain may halt."""
         return pb.ResponseVerifyVoteExtension(status=pb.ResponseVerifyVoteExtension.ACCEPT)
 
     async def finalize_block(self, request: pb.RequestFinalizeBlock) -> pb.ResponseFinalizeBlock:
+        """What the decided block does: a result for each transaction, the app hash. Nothing is durable yet."""
         return pb.ResponseFinalizeBlock(tx_results=[pb.ExecTxResult() for _ in request.txs])
 
     async def commit(self, request: pb.RequestCommit) -> pb.ResponseCommit:
+        """Make it durable; answers the height below which CometBFT may drop blocks (0: none)."""
         return pb.ResponseCommit()
 
     async def list_snapshots(self, request: pb.RequestListSnapshots) -> pb.ResponseListSnapshots:
+        """The snapshots that a peer may fetch."""
         return pb.ResponseListSnapshots()
 
     async def offer_snapshot(self, request: pb.RequestOfferSnapshot) -> pb.ResponseOfferSnapshot:
+        """Whether to take a peer's snapshot, whose app hash a light client has verified."""
         return pb.ResponseOfferSnapshot(result=pb.ResponseOfferSnapshot.REJECT)
 
     async def load_snapshot_chunk(self, request: pb.RequestLoadSnapshotChunk) -> pb.ResponseLoadSnapshotChunk:
+        """A part of one of our snapshots, for a peer."""
         return pb.ResponseLoadSnapshotChunk()
 
     async def apply_snapshot_chunk(self, request: pb.RequestApplySnapshotChunk) -> pb.ResponseApplySnapshotChunk:
+        """Take a part of the snapshot that was accepted, and say how to go on."""
         return pb.ResponseApplySnapshotChunk(result=pb.ResponseApplySnapshotChunk.ABORT)
 
 

@@ -59,4 +59,5 @@ class Store:
             ) from error
 
     def close(self) -> None:
+        """Close the file; what was saved is in it."""
         self._db.close()

@@ -44,10 +44,12 @@ class Fragment:
 
     @property
     def signature(self) -> str:
+        """As its selector is made from: name(type,type)."""
         return f"{self.name}({','.join(self.types)})"
 
     @property
     def selector(self) -> bytes:
+        """The 4 bytes that a call of it begins with."""
         return keccak(text=self.signature)[:4]
 
     def decode_arguments(self, encoded: bytes) -> tuple[Any, ...]:
@@ -66,6 +68,7 @@ class Event:
 
     @property
     def topic(self) -> bytes:
+        """The 32 bytes that a log of it begins with."""
         return keccak(text=f"{self.name}({','.join(self.types)})")
 
     def decode(self, topics: Sequence[bytes], data: bytes) -> dict[str, Any]:
@@ -138,6 +141,7 @@ class Abi:
         return _decode(self.function(name, count).returns, encoded)
 
     def topic(self, event: str) -> bytes:
+        """The 32 bytes that logs of this event begin with."""
         return self.events[event].topic
 
 

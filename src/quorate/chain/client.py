@@ -50,9 +50,13 @@ _NONCE_TRIES = 5
 class Provider(Protocol):
     """What carries a JSON-RPC request (web3's AsyncHTTPProvider; a script in unit tests)."""
 
-    async def make_request(self, method: Any, params: Any) -> Any: ...
+    async def make_request(self, method: Any, params: Any) -> Any:
+        """The whole JSON-RPC response; ValueError, OSError or aiohttp's errors where there is none."""
+        ...
 
-    async def disconnect(self) -> None: ...
+    async def disconnect(self) -> None:
+        """Close what is open."""
+        ...
 
 
 class NonceTooLow(ChainError):
@@ -172,6 +176,7 @@ class Chain:
         return chain
 
     async def close(self) -> None:
+        """Close the connection."""
         await self._provider.disconnect()
 
     async def __aenter__(self) -> Self:
@@ -183,12 +188,14 @@ class Chain:
     # What the chain says
 
     async def block(self, at: At = "latest") -> Block:
+        """The block, without its transactions; raises ChainError where the node has none such."""
         found = await self._ask(_block_or_none, "eth_getBlockByNumber", _tag(at), False)
         if found is None:
             raise ChainError(f"{self.where} knows no block {at}")
         return found
 
     async def block_number(self) -> int:
+        """The height of the newest block."""
         return await self._ask(_number, "eth_blockNumber")
 
     async def timestamp(self, at: At = "latest") -> int:
@@ -196,6 +203,7 @@ class Chain:
         return (await self.block(at)).timestamp
 
     async def balance(self, address: Address, at: At = "latest") -> Wei:
+        """What the account holds of the chain's own coin."""
         return Wei(await self._ask(_amount, "eth_getBalance", address, _tag(at)))
 
     async def code(self, address: Address, at: At = "latest") -> bytes:
@@ -203,6 +211,7 @@ class Chain:
         return await self._ask(_bytes, "eth_getCode", address, _tag(at))
 
     async def storage(self, address: Address, slot: int, at: At = "latest") -> bytes:
+        """The 32 bytes in a slot of the contract's storage."""
         return (await self._ask(_bytes, "eth_getStorageAt", address, hex(slot), _tag(at))).rjust(32, b"\0")
 
     async def transaction_count(self, address: Address, at: At = "pending") -> int:

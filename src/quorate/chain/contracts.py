@@ -67,12 +67,15 @@ class Token:
     abi = load_abi("QuorateToken")
 
     async def balance_of(self, account: Address, *, block: At = "latest") -> Wei:
+        """Tokens of the account."""
         return Wei(await self.chain.read(self.address, self.abi, "balanceOf", account, block=block))
 
     async def total_supply(self, *, block: At = "latest") -> Wei:
+        """All tokens that there are."""
         return Wei(await self.chain.read(self.address, self.abi, "totalSupply", block=block))
 
     async def allowance(self, owner: Address, spender: Address) -> Wei:
+        """What `spender` may still take from `owner`."""
         return Wei(await self.chain.read(self.address, self.abi, "allowance", owner, spender))
 
     async def delegate_of(self, account: Address) -> Address:
@@ -88,12 +91,15 @@ class Token:
         return Wei(await self.chain.read(self.address, self.abi, "getPastVotes", account, at))
 
     def transfer(self, to: Address, amount: Wei) -> Call:
+        """Send tokens of whoever makes the call."""
         return _call(self.address, self.abi.encode("transfer", to, amount))
 
     def approve(self, spender: Address, amount: Wei) -> Call:
+        """Let `spender` take so many, in place of what it may take now."""
         return _call(self.address, self.abi.encode("approve", spender, amount))
 
     def delegate(self, to: Address) -> Call:
+        """Give the caller's votes to `to`; its own address keeps them."""
         return _call(self.address, self.abi.encode("delegate", to))
 
 
@@ -118,6 +124,7 @@ class Proposal:
 
     @property
     def calls(self) -> tuple[Call, ...]:
+        """The actions in their order."""
         return tuple(Call(*parts) for parts in zip(self.targets, self.values, self.calldatas, strict=True))
 
 
@@ -174,9 +181,11 @@ class Governor:
             raise ChainError(f"the governor {self.address} gives proposal {proposal_id} the state {found}") from error
 
     async def has_voted(self, proposal_id: int, account: Address, *, block: At = "latest") -> bool:
+        """Whether the account's vote on this proposal is counted already."""
         return bool(await self.chain.read(self.address, self.abi, "hasVoted", proposal_id, account, block=block))
 
     async def votes(self, proposal_id: int) -> Tally:
+        """The votes so far."""
         return Tally(*await self.chain.read(self.address, self.abi, "proposalVotes", proposal_id))
 
     async def votes_cast(
@@ -206,33 +215,43 @@ class Governor:
         return int(await self.chain.read(self.address, self.abi, "proposalEta", proposal_id))
 
     async def voting_delay(self) -> int:
+        """Seconds from a proposal to the beginning of its vote."""
         return int(await self.chain.read(self.address, self.abi, "votingDelay"))
 
     async def voting_period(self) -> int:
+        """Seconds that a vote takes."""
         return int(await self.chain.read(self.address, self.abi, "votingPeriod"))
 
     async def proposal_threshold(self) -> Wei:
+        """Votes that a proposer needs."""
         return Wei(await self.chain.read(self.address, self.abi, "proposalThreshold"))
 
     async def token(self) -> Address:
+        """The token whose holders vote."""
         return Address(await self.chain.read(self.address, self.abi, "token"))
 
     async def timelock(self) -> Address:
+        """Where an accepted proposal waits; it holds the treasury."""
         return Address(await self.chain.read(self.address, self.abi, "timelock"))
 
     def propose(self, calls: Sequence[Call], description: str) -> Call:
+        """Put these calls to the vote; the caller needs `proposal_threshold` votes."""
         return _call(self.address, self.abi.encode("propose", *_columns(calls), description))
 
     def cast_vote(self, proposal_id: int, support: Support) -> Call:
+        """Vote; once for each voter and proposal."""
         return _call(self.address, self.abi.encode("castVote", proposal_id, support))
 
     def cast_vote_with_reason(self, proposal_id: int, support: Support, reason: str) -> Call:
+        """Vote, and say why in a text that everybody can read."""
         return _call(self.address, self.abi.encode("castVoteWithReason", proposal_id, support, reason))
 
     def queue(self, calls: Sequence[Call], description: str) -> Call:
+        """Let an accepted proposal begin to wait in the timelock."""
         return _call(self.address, self.abi.encode("queue", *_columns(calls), keccak(text=description)))
 
     def execute(self, calls: Sequence[Call], description: str) -> Call:
+        """Make the calls of a proposal that has waited long enough."""
         return _call(self.address, self.abi.encode("execute", *_columns(calls), keccak(text=description)))
 
 
@@ -254,12 +273,15 @@ class Timelock:
         return int(await self.chain.read(self.address, self.abi, "getMinDelay"))
 
     async def has_role(self, role: bytes, account: Address) -> bool:
+        """Whether the account may do what the role stands for."""
         return bool(await self.chain.read(self.address, self.abi, "hasRole", role, account))
 
     def grant_role(self, role: bytes, account: Address) -> Call:
+        """Give the account the role; for the role's admin."""
         return _call(self.address, self.abi.encode("grantRole", role, account))
 
     def revoke_role(self, role: bytes, account: Address) -> Call:
+        """Take it away; for the role's admin."""
         return _call(self.address, self.abi.encode("revokeRole", role, account))
 
     def renounce_role(self, role: bytes, account: Address) -> Call:
@@ -323,6 +345,7 @@ class OperatorRegistry:
             raise
 
     async def operator_count(self) -> int:
+        """How many are listed."""
         return int(await self.chain.read(self.address, self.abi, "operatorCount"))
 
     async def is_active(self, account: Address, *, block: At = "latest") -> bool:
@@ -334,18 +357,23 @@ class OperatorRegistry:
         return Address(await self.chain.read(self.address, self.abi, "accountOf", key))
 
     async def minimum_stake(self) -> Wei:
+        """What an operator must have at stake to be listed."""
         return Wei(await self.chain.read(self.address, self.abi, "minimumStake"))
 
     async def unbonding_delay(self) -> int:
+        """Seconds from `start_unbonding` to `withdraw`, in which a stake can still be slashed."""
         return int(await self.chain.read(self.address, self.abi, "unbondingDelay"))
 
     async def token(self) -> Address:
+        """The token that is staked."""
         return Address(await self.chain.read(self.address, self.abi, "token"))
 
     def register(self, key: Address, endpoint: str, models: Sequence[Model]) -> Call:
+        """Make the caller an operator with this signing key, endpoint and models."""
         return _call(self.address, self.abi.encode("register", key, endpoint, _structs(models)))
 
     def update(self, key: Address, endpoint: str, models: Sequence[Model]) -> Call:
+        """Replace the caller's key, endpoint and models."""
         return _call(self.address, self.abi.encode("update", key, endpoint, _structs(models)))
 
     def stake(self, amount: Wei) -> Call:
@@ -353,15 +381,19 @@ class OperatorRegistry:
         return _call(self.address, self.abi.encode("stake", amount))
 
     def start_unbonding(self, amount: Wei) -> Call:
+        """Begin to take so much of the caller's stake out."""
         return _call(self.address, self.abi.encode("startUnbonding", amount))
 
     def withdraw(self) -> Call:
+        """Pay out what has waited for the unbonding delay."""
         return _call(self.address, self.abi.encode("withdraw"))
 
     def pause(self) -> Call:
+        """Serve nobody for a while; the stake stays."""
         return _call(self.address, self.abi.encode("pause"))
 
     def unpause(self) -> Call:
+        """Serve again."""
         return _call(self.address, self.abi.encode("unpause"))
 
 

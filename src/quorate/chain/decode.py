@@ -68,6 +68,7 @@ class AddressBook:
         return f"{name} ({address})" if name else address
 
     def show_amount(self, token: Address, amount: int) -> str:
+        """The amount in the token's unit, exactly; in its smallest one where the token is unknown."""
         unit = self.tokens.get(token)
         if unit is None:
             return f"{amount} units of the unknown token {self.show(token)}"

@@ -160,9 +160,11 @@ class Safe:
         return int(await self.chain.read(self.address, _abi("Safe"), "nonce", block=block))
 
     async def owners(self) -> tuple[Address, ...]:
+        """Whose signatures count."""
         return tuple(await self.chain.read(self.address, _abi("Safe"), "getOwners"))
 
     async def threshold(self) -> int:
+        """How many of them a transaction needs."""
         return int(await self.chain.read(self.address, _abi("Safe"), "getThreshold"))
 
     async def transaction_hash(self, transaction: SafeTransaction) -> bytes:
@@ -171,6 +173,7 @@ class Safe:
         return bytes(await self.chain.read(self.address, _abi("Safe"), "getTransactionHash", *arguments))
 
     def transaction(self, calls: Call | Sequence[Call], nonce: int, *, gas: int = 0) -> SafeTransaction:
+        """What the owners sign to have these calls made at this nonce."""
         return SafeTransaction((calls,) if isinstance(calls, Call) else tuple(calls), nonce, gas)
 
     def digest(self, transaction: SafeTransaction) -> bytes:

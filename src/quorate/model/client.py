@@ -50,17 +50,23 @@ class HasChainId(Protocol):
     """A chain, as far as a receipt needs it."""
 
     @property
-    def chain_id(self) -> int: ...
+    def chain_id(self) -> int:
+        """As EIP-155 numbers it."""
+        ...
 
 
 class Registry(Protocol):
     """Who serves models: `quorate.chain.OperatorRegistry`, or a script in unit tests."""
 
     @property
-    def chain(self) -> HasChainId: ...
+    def chain(self) -> HasChainId:
+        """Where the registry is."""
+        ...
 
     @property
-    def address(self) -> Address: ...
+    def address(self) -> Address:
+        """The registry's contract."""
+        ...
 
     async def operators(self) -> Sequence[Operator]:
         """The listed operators, paused ones too."""
@@ -126,10 +132,12 @@ class Answer(Generic[T]):
 
     @property
     def operator(self) -> Address:
+        """Who answered, and is liable for it."""
         return self.receipt.operator
 
     @property
     def model(self) -> str:
+        """What answered, by the name in the registry."""
         return self.receipt.model
 
 
@@ -145,10 +153,12 @@ class Embedding:
 
     @property
     def operator(self) -> Address:
+        """Who answered, and is liable for it."""
         return self.receipt.operator
 
     @property
     def model(self) -> str:
+        """What answered, by the name in the registry."""
         return self.receipt.model
 
 

@@ -110,9 +110,11 @@ class QuorateEmbeddings(Embeddings):
         return (await self.aembed_documents([text]))[0]
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Not without a loop: use `aembed_documents`."""
         raise NotImplementedError(_ASYNC_ONLY)
 
     def embed_query(self, text: str) -> list[float]:
+        """Not without a loop: use `aembed_query`."""
         raise NotImplementedError(_ASYNC_ONLY)
 
 

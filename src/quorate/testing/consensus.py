@@ -70,6 +70,7 @@ class Decided:
 
     @cached_property
     def hash(self) -> bytes:
+        """32 bytes over all of it but when it was decided; what votes are for."""
         head = f"{self.height} {self.round} {self.proposer} {self.time_ms} {self.present}".encode()
         return hashlib.sha256(head + b"".join(hashlib.sha256(tx).digest() for tx in self.txs)).digest()
 
@@ -118,10 +119,12 @@ class Peer:
 
     @property
     def is_up(self) -> bool:
+        """Whether its process runs."""
         return self.process is not None and self.is_ready
 
     @property
     def height(self) -> int:
+        """Of its last durable block."""
         return len(self.blocks)
 
     def wipe(self) -> None:
@@ -173,10 +176,12 @@ class Consensus:
 
     @property
     def now_s(self) -> float:
+        """The virtual time."""
         return asyncio.get_running_loop().time()
 
     @property
     def honest(self) -> list[Peer]:
+        """Those that keep to the protocol."""
         return [peer for peer in self.peers if not peer.is_liar]
 
     def reaches(self, source: Peer, target: Peer) -> bool:

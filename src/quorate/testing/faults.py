@@ -95,4 +95,5 @@ class Plan:
         return replace(self, faults=left, liars=self.liars if any(one in LIES for one in left) else ())
 
     def has(self, fault: str) -> bool:
+        """Whether this seed drew the fault."""
         return fault in self.faults

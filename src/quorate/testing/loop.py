@@ -28,6 +28,7 @@ class AtOnce(ThreadPoolExecutor):
     """Runs what is handed to threads in the caller: a simulation must not depend on who is faster."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """The result of `fn`, which runs here and now."""
         future: Future[Any] = Future()
         try:
             future.set_result(fn(*args, **kwargs))
@@ -68,6 +69,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.set_default_executor(AtOnce(1))
 
     def time(self) -> float:
+        """Virtual seconds."""
         return self._now
 
     def refresh(self) -> None:

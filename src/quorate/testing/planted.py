@@ -881,6 +881,7 @@ class Verdict:
 
     @property
     def planted(self) -> int:
+        """How many faults were put in."""
         return len(self.bugs)
 
     @property

@@ -60,6 +60,7 @@ class Key:
         self.address = Address(to_checksum_address(keccak(self._key.public_key.format(compressed=False)[1:])[12:]))
 
     def sign_digest(self, digest: bytes) -> bytes:
+        """A signature that `recover` takes for this key's."""
         raw: bytes = self._key.sign_recoverable(digest, hasher=None)
         signature = raw[:64] + bytes([raw[64] + 27])
         if len(_signed) >= _REMEMBERED:
@@ -72,6 +73,7 @@ class Key:
         return SimpleNamespace(signature=self.sign_digest(digest))
 
     def sign_transaction(self, transaction: dict[str, Any]) -> Any:
+        """The transaction, signed."""
         return Account.from_key(self.secret).sign_transaction(transaction)
 
 

@@ -78,9 +78,11 @@ class Cache:
         return cls((Path(base) if os.path.isabs(base) else Path(home).expanduser() / ".cache") / "quorate")
 
     def folder(self, entry: Entry) -> Path:
+        """Where the entry is, or would be."""
         return self.root / entry.name
 
     def log(self, name: str) -> Path:
+        """Where the step of this name writes what its tools say."""
         return self.root / "logs" / f"{name}.log"
 
     def prepare(self) -> None:

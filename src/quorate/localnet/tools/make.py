@@ -43,18 +43,22 @@ class Tools:
 
     @property
     def cometbft(self) -> Path:
+        """The consensus engine's program."""
         return self._folder(Tool.COMETBFT) / "cometbft"
 
     @property
     def anvil(self) -> Path:
+        """The local EVM chain's program."""
         return self._folder(Tool.EVM) / anvil_program("anvil")
 
     @property
     def forge(self) -> Path:
+        """The contracts' compiler and test runner."""
         return self._folder(Tool.EVM) / anvil_program("forge")
 
     @property
     def node_modules(self) -> Path:
+        """Where npm put the packages."""
         return self._folder(Tool.EVM) / "node_modules"
 
     @property

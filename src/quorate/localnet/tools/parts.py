@@ -135,6 +135,7 @@ class Part:
 
     @property
     def label(self) -> str:
+        """Name and pin, as a person reads them."""
         return f"{self.title} {self.pin}"
 
 

@@ -49,6 +49,7 @@ class Step:
 
     @property
     def seconds(self) -> float:
+        """Since it began."""
         return time.monotonic() - self.started
 
     def line(self) -> str:
