@@ -192,6 +192,7 @@ class HostedAgent:
             model=model,
             settler=settler,
             approvals=approvals,
+            agreed=self._agreed,
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from quorate.members import Change
 from quorate.model import ModelClient
 from quorate.units import Address, Call
 
+from .agreed import Agreed
 from .approvals import Approvals
 from .journal import Journal
 from .settler import SafeSettler
@@ -38,6 +39,7 @@ class Equipment:
     chain: Chain | None = None
     model: ModelClient | None = None
     settler: SafeSettler | None = None
+    agreed: Agreed = field(default_factory=Agreed)
     approvals: Approvals | None = None
 
 
@@ -88,7 +90,12 @@ class ActContext:
     def vault(self) -> FileVault:
         """Where this agent keeps what it will reveal (`quorate.rounds.sealed`): beside its evidence, never in it."""
         evidence = self._equipment.evidence
-        return FileVault(evidence.with_name(f"{evidence.name}-vault"))
+        folder, agreed = evidence.with_name(f"{evidence.name}-vault"), self._equipment.agreed
+
+        def committed() -> int:
+            return agreed.period.state.period if agreed.period else 0
+
+        return FileVault(folder, self._period.state.period, committed)
 
     def emit(self, kind: str, **fields: Any) -> None:
         """Tell whoever watches this agent what happened."""
