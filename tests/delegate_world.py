@@ -195,6 +195,9 @@ class ScriptedSettler:
     def __init__(self, world: World, me: Address) -> None:
         self._world, self._me = world, me
 
+    async def newest(self) -> tuple[int, int]:
+        return await self.next_nonce()
+
     async def next_nonce(self) -> tuple[int, int]:
         return self._world.nonce, self._world.block
 

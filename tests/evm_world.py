@@ -149,7 +149,7 @@ class Evm:
         self.pool[tx.sender, tx.nonce] = tx
 
     def find(self, transaction: Hash) -> tuple[int, Tx, bool] | None:
-        for number in range(self.head, max(self.head - 200, -1), -1):
+        for number in range(self.head, max(self.head - 2_000, -1), -1):
             for tx, works in self.blocks[number].included:
                 if tx.hash == transaction:
                     return number, tx, works

@@ -244,6 +244,9 @@ class _Settler:
         self._world, self._me, self._signer = world, me, signer
 
     async def next_nonce(self) -> tuple[int, int]:
+        return await self.newest()
+
+    async def newest(self) -> tuple[int, int]:
         return self._world.view(self._me).nonce, self._world.height(self._me)
 
     async def can_succeed(self, intent: Intent, block: int | None = None) -> bool:

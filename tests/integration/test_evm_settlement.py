@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,10 +18,20 @@ import pytest
 from quorate.chain import CallReverted, Chain, Safe, SafeTransaction, Wallet
 from quorate.chain.safe import MULTI_SEND, _abi
 from quorate.errors import Reverted, Unreachable
+from quorate.fsm import Votes
 from quorate.host.decision_maker import ExecutionRequest, IntentRequest
 from quorate.host.settler import SafeSettler
 from quorate.localnet.anvil import Anvil
-from quorate.rounds.settle import Intent, SafeSignature
+from quorate.rounds.settle import (
+    Intent,
+    SafeSignature,
+    Settling,
+    confirm,
+    intend,
+    keep_settlement,
+    see_it_mined,
+    with_intent,
+)
 from quorate.units import Address, Call, Hash, Wei
 from tests.attacks import attack_calls
 from tests.integration.evm_chain import local_chain, rich_wallet
@@ -186,6 +197,44 @@ async def test_after_a_reorg_the_next_keeper_sends_the_same_safe_transaction_and
     assert final is not None
     assert final.sender == OWNERS[1].address
     assert await world.chain.balance(payment.to) == 10**18
+
+
+@pytest.mark.parametrize(("depth", "confirmations"), [(1, 0), (7, 2), (64, 10)])
+async def test_what_was_final_and_a_deeper_reorg_took_is_made_again_in_its_order(
+    world: World, depth: int, confirmations: int
+) -> None:
+    settler, _ = world.settler(OWNERS[0], confirmations)
+    ctx: Any = SimpleNamespace(me=OWNERS[0].address, settler=settler, sleep=asyncio.sleep)
+    state, before = Settling(participants=(ctx.me,)), await world.node.rpc("evm_snapshot")
+    block = await world.chain.block_number()
+    payments = [pay() for _ in range(1 if depth == 1 else 2)]
+
+    async def lap(state: Settling, call: Call) -> Settling:
+        intent = world.intent = await intend(ctx, state, call)
+        state = with_intent(state, intent)
+        await world.push(settler, intent)
+        mined = see_it_mined(state, Votes.of([(ctx.me, Hash("0x"))], n=1))
+        assert mined is not None
+        await world.mine(confirmations)
+        found = await confirm.act(ctx, mined.state)
+        settled = keep_settlement(mined.state, Votes.of([(ctx.me, found)], n=1))
+        assert settled is not None
+        assert settled.event == "DONE"
+        return settled.state
+
+    for payment in payments:
+        state = (await lap(state, payment)).next_period()
+    await world.mine(depth - (await world.chain.block_number() - block))
+    await world.node.rpc("evm_revert", before)
+    assert await world.chain.balance(payments[0].to) == 0
+    new, nonce = pay(), await world.safe.nonce()
+    for number, payment in enumerate([*payments, new]):
+        state = await lap(state, new)
+        assert state.intent is not None
+        assert (state.intent.calls, state.intent.nonce) == ((payment,), nonce + number)
+        state = state.next_period()
+    assert [await world.chain.balance(payment.to) for payment in (*payments, new)] == [10**18] * (len(payments) + 1)
+    assert await world.safe.nonce() == nonce + len(payments) + 1
 
 
 # ---- batches

@@ -1,7 +1,8 @@
 """Settlement as a whole: four agents pay a list of payments through a Safe, on a chain on which everything goes wrong.
 
 The rounds and `SafeSettler` are the real ones, and so are the owners' signatures. Agreement itself is `quorate.fsm`'s:
-here one state stands for all agents, each agent's act runs by itself, and the clock is virtual. What must hold at the
+here one state stands for all agents, each agent's act runs by itself, and the clock is virtual. A world that goes
+`ahead` has up to four intents in flight; a `deep` one has reorgs deeper than the confirmations. What must hold at the
 end of every seed: each payment is on the canonical chain exactly once (one that can never succeed not at all), the
 agreed outcomes say the same, and no fee went over the ceiling.
 """
@@ -24,12 +25,19 @@ from quorate.errors import ChainError
 from quorate.fsm import AnyRound, Outcome, Votes, agree, keep
 from quorate.host.decision_maker import ExecutionRequest, IntentRequest
 from quorate.host.settler import SafeSettler
+from quorate.rounds import settle as rounds_settle
 from quorate.rounds.settle import (
+    MAX_AHEAD,
+    REMEMBERED,
     Intent,
+    Report,
     SafeSignature,
     Settlement,
     Settling,
+    ahead,
+    collect,
     confirm,
+    in_flight,
     intend,
     keep_settlement,
     middle_block,
@@ -57,17 +65,24 @@ class Paying(Settling):
     given_up: tuple[int, ...] = keep(())
 
 
-def keep_plan(state: Paying, votes: Votes[Intent]) -> Outcome[Literal["DONE", "NO_MAJORITY"], Paying] | None:
-    plain = Votes(tuple((who, replace(one, block=0)) for who, one in votes.items()), votes.n, votes.quorum)
-    if (same := plain.same()) is None:
-        return Outcome("NO_MAJORITY", state) if plain.split() else None
-    block = middle_block(one for one in votes.values() if one == same)
-    return Outcome("DONE", with_intent(state, replace(same, block=block)))
+def keep_plan(
+    state: Paying, votes: Votes[Intent | None]
+) -> Outcome[Literal["DONE", "NOTHING", "NO_MAJORITY"], Paying] | None:
+    plain = Votes(tuple((who, one and replace(one, block=0)) for who, one in votes.items()), votes.n, votes.quorum)
+    for same in plain.agreed():
+        if same is None:
+            return Outcome("NOTHING", state)
+        block = middle_block(one for one in votes.values() if one == same and one is not None)
+        return Outcome("DONE", with_intent(state, replace(same, block=block)))
+    return Outcome("NO_MAJORITY", state) if plain.split() else None
 
 
 @agree(keep_plan, timeout_s=30)
-async def plan(ctx: Any, state: Any) -> Intent:
-    return await intend(ctx, state, *(payment(number) for number in state.todo[0]))
+async def plan(ctx: Any, state: Any) -> Intent | None:
+    """The first payment that is not in flight; None where all are."""
+    flying = {call for one in in_flight(state) for call in one.calls}
+    free = [some for some in state.todo if flying.isdisjoint(map(payment, some))]
+    return await intend(ctx, state, *map(payment, free[0])) if free else None
 
 
 def digest_of(intent: Intent) -> bytes:
@@ -154,6 +169,10 @@ class World:
     crash_points: dict[Address, int] = field(default_factory=dict)
     calm_depth: int = 3
     """Confirmations, where there are no troubles."""
+    ahead: bool = False
+    """Whether intents follow one that is not final yet."""
+    deep: bool = False
+    """Whether reorgs are deeper than the confirmations, too; none takes more settlements away than are remembered."""
 
     def __post_init__(self) -> None:
         rng = self.rng = random.Random(self.seed)
@@ -167,6 +186,8 @@ class World:
         self.crashes = rng.choice((0.0, 0.1)) if self.troubles else 0.0
         self.liar = rng.choice((*AGENTS, *[Address("")] * 4)) if self.troubles and not self.crashes else Address("")
         self.withheld = rng.choice((0.0, 0.05)) if self.troubles else 0.0
+        if self.deep:  # whoever holds an old alternative's signatures could double it then (docs/adr/0014)
+            self.depth, self.withheld = rng.choice((1, 3, 7)), 0.0
         self.leaks: list[tuple[float, Intent]] = []
         self.next_block_s = self.block_s
         numbers = iter(range(1, 3 * self.payments + 1))
@@ -178,33 +199,59 @@ class World:
         self.round: AnyRound = plan
         self.agents = [Agent(self, me) for me in AGENTS]
         self.events: list[tuple[str, str]] = []
-        self.settled, self.attempts = 0, 0
+        self.settled, self.attempts, self.most_in_flight = 0, 0, 0
+        self.finals: list[int] = []
+        """The nonces that a service should remember as final."""
+        self.undone: set[int] = set()
+        """Payments that a reorg deeper than the depth has taken away for good."""
         self.crashed_at: list[str] = []
 
     # the service's table
 
     def next(self, event: str) -> None:
         self.events.append((self.round.name, event))
-        state = self.state
-        following = transitions.get((self.round, event))
+        self.most_in_flight = max(self.most_in_flight, len(in_flight(self.state)))
+        table = ahead if self.ahead else transitions
+        following = table.get((self.round, event))
         if self.round is plan:
-            following = sign if event == "DONE" else plan
+            following = sign if event == "DONE" else confirm if event == "NOTHING" else plan
+        elif self.round is collect and event == "AHEAD":
+            following = plan
         elif self.round is sign and event != "DONE":  # refused, or nobody was there: another payment, at the same nonce
-            bad = set(state.todo[0]) & self.evm.closed
-            later = state.todo[1:] if bad else (*state.todo[1:], state.todo[0])
-            given_up = (*state.given_up, *state.todo[0]) if bad else state.given_up
-            following, self.state = plan, replace(state, todo=later, given_up=given_up).next_period()
-        elif self.round is confirm and event in ("DONE", "FAILED"):
+            following, self.state = plan, self.put_off(self.state)
+        elif self.round in (confirm, collect) and event in ("DONE", "FAILED"):
             self.settled += 1
-            self.check_settlement(state)
-            made = () if state.intent is None else tuple(number_of(call) for call in state.intent.calls)
-            assert event == "FAILED" or made == state.todo[0]
-            left = tuple(some for some in state.todo if some != made and not set(some) & self.evm.closed)
-            lost = tuple(n for some in state.todo if some != made and set(some) & self.evm.closed for n in some)
-            done = replace(state, todo=left, made=(*state.made, *made), given_up=(*state.given_up, *lost))
-            following, self.state = plan, done.next_period()
+            self.check_settlement(self.state)
+            following, self.state = plan, self.book(self.state, event)
         assert following is not None, (self.round, event)
         self.round = following
+
+    def put_off(self, state: Paying) -> Paying:
+        assert state.intent is not None
+        those = tuple(number_of(call) for call in state.intent.calls)
+        later = tuple(some for some in state.todo if some != those)
+        if those not in state.todo:  # a no-op, or what is restored
+            return state.next_period()
+        if set(those) & self.evm.closed:
+            return replace(state, todo=later, given_up=(*state.given_up, *those)).next_period()
+        return replace(state, todo=(*later, those)).next_period()
+
+    def book(self, state: Paying, event: str) -> Paying:
+        made = () if state.intent is None else tuple(number_of(call) for call in state.intent.calls)
+        assert event == "FAILED" or made in state.todo or set(made) <= set(state.made)
+        missed = () if state.missed is None else tuple(number_of(call) for call in state.missed.calls)
+        todo, kept = state.todo, state.made
+        if set(missed) & set(kept):  # it was made, and a reorg deeper than the depth took it away
+            self.undone |= set(missed)
+            todo, kept = (*todo, missed), tuple(number for number in kept if number not in missed)
+        waiting = {number_of(call) for one in state.unsettled for call in one.calls}
+        lost = [some for some in todo if some != made and set(some) & self.evm.closed and not set(some) & waiting]
+        return replace(
+            state,
+            todo=tuple(some for some in todo if some != made and some not in lost),
+            made=(*kept, *(number for number in made if number not in kept)),
+            given_up=(*state.given_up, *(number for some in lost for number in some)),
+        ).next_period()
 
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
         """Until every payment is made or given up and the last outcome is deep, or until the test says so."""
@@ -279,6 +326,8 @@ class World:
 
     def lie(self, round: AnyRound, state: Paying) -> Any:
         junk = Hash("0x" + "66" * 32)
+        if round is collect:
+            return Report(self.rng.random() < 0.5, self.rng.choice((None, Settlement(0, junk, 1, 1, True, self.liar))))
         if round is plan:
             return Intent((payment(666),), self.rng.randint(0, 9), self.rng.randint(0, 10**9))
         if round is sign:
@@ -286,7 +335,7 @@ class World:
         if round is send:
             return junk
         if round is review:
-            return False
+            return self.rng.choice(("FAILS", "GONE"))
         return self.rng.choice((None, Settlement(0, junk, 1, 1, True, self.liar)))
 
     # what goes wrong
@@ -297,6 +346,8 @@ class World:
         evm.mine()
         if rng.random() < self.reorgs:
             evm.reorg(rng.randint(1, self.depth), keeps=rng.choice((0.0, 0.7, 1.0)))
+        if self.deep and rng.random() < 0.01:
+            evm.reorg(rng.randint(1, self.deepest()), keeps=rng.choice((0.0, 0.7, 1.0)))
         if rng.random() < self.spikes:
             evm.base_fee = rng.choice((GWEI, 10 * GWEI, 40 * GWEI))
         if self.spikes and rng.random() < 0.002 and len(evm.closed) < 3 and self.state.todo:
@@ -310,6 +361,12 @@ class World:
             agent.node.loss = self.loss if rng.random() < 0.5 else 0.0
             agent.node.lag = rng.choice((0, 0, 0, 1, 2)) if self.troubles else 0
 
+    def deepest(self) -> int:
+        """How many blocks may go so that no more settlements go than are remembered."""
+        known = [*self.finals, *(one.nonce for one in self.state.unsettled)]
+        least = min(known, default=self.evm.blocks[-1].safe_nonce) + (len(self.finals) == REMEMBERED)
+        return max(depth for depth in range(1, 65) if depth == 1 or self.evm.blocks[-1 - depth].safe_nonce >= least)
+
     # what must hold
 
     def check_settlement(self, state: Paying) -> None:
@@ -317,6 +374,7 @@ class World:
         assert state.settlement is not None
         found = self.evm.find(state.settlement.tx)
         assert found is not None, f"seed {self.seed}: {state.settlement} is not on the chain"
+        self.finals = sorted({*self.finals, found[1].intent.nonce})[-REMEMBERED:]
         assert (found[0], found[1].sender, found[2]) == (state.settlement.block, state.settlement.sender, True)
 
     def check(self) -> None:
@@ -343,6 +401,20 @@ def test_a_thousand_settlements_are_neither_lost_nor_doubled() -> None:
     assert sum(world.settled for world in worlds) >= 9.5 * SEEDS
     assert sum(len(world.evm.reorgs) for world in worlds) > SEEDS
     assert sum(len(world.crashed_at) for world in worlds) > SEEDS // 4
+
+
+def test_a_thousand_settlements_up_to_four_in_flight_are_neither_lost_nor_doubled() -> None:
+    worlds = [settle(seed, ahead=True) for seed in range(10_000, 10_000 + SEEDS)]
+    assert sum(world.settled for world in worlds) >= 9.5 * SEEDS
+    assert sum(len(world.evm.reorgs) for world in worlds) > SEEDS
+    assert max(world.most_in_flight for world in worlds) == MAX_AHEAD
+
+
+@pytest.mark.parametrize("goes_ahead", [False, True])
+def test_what_a_reorg_deeper_than_the_confirmations_took_away_is_made_again(goes_ahead: bool) -> None:
+    worlds = [settle(seed, ahead=goes_ahead, deep=True) for seed in range(SEEDS // 2)]
+    assert sum(depth > world.depth for world in worlds for depth in world.evm.reorgs) > SEEDS // 8
+    assert sum(world.settled for world in worlds) > 10 * len(worlds), "nothing was told again"
 
 
 def test_the_same_seed_gives_the_same_story() -> None:
@@ -477,12 +549,42 @@ async def _push_blindly(self: SafeSettler, intent: Intent, call: Any) -> None:
     await self._send_new(intent, call, nonce, None)
 
 
-def _no_review(state: Any, votes: Votes[bool]) -> Any:
+def _no_review(state: Any, votes: Votes[Any]) -> Any:
     return Outcome("AGAIN", state) if len(votes) >= QUORUM else None
 
 
 def _believe_one(state: Any, votes: Votes[Any]) -> Any:
     return keep_settlement(state, Votes.of(sorted(votes.items(), key=lambda pair: repr(pair[1]))[-1:], n=1))
+
+
+async def _wait_for_nothing(ctx: Any, state: Any) -> Report:
+    return Report(True, await ctx.settler.outcome(state.unsettled[:1]))
+
+
+async def _intend_anything(ctx: Any, state: Any, *calls: Any) -> Intent:
+    """At the next nonce, whatever a reorg took away."""
+    if not state.unsettled:
+        return Intent(calls, *await ctx.settler.next_nonce())
+    return Intent(calls, max(state.reached, state.unsettled[0].nonce), (await ctx.settler.newest())[1])
+
+
+_settled, _intend = rounds_settle._settled, intend  # before a test replaces them
+
+
+async def _intend_twice(ctx: Any, state: Any, *calls: Any) -> Intent:
+    """Calls that may still happen at another nonce are no matter."""
+    intent = await _intend(ctx, state, *calls)
+    is_other = state.unsettled and intent.nonce < state.used and bool(intent.calls)
+    return Intent(calls, state.reached, intent.block) if is_other else intent
+
+
+async def _never_gone(ctx: Any, state: Any) -> str:
+    return "SOUND" if await ctx.settler.can_succeed(state.intent) else "FAILS"
+
+
+def _forget_what_was_final(state: Any, settlement: Settlement) -> Any:
+    outcome = _settled(state, settlement)
+    return Outcome(outcome.event, replace(outcome.state, remembered=()))
 
 
 MOST_SEEDS = 60
@@ -503,10 +605,38 @@ def test_a_settlement_with_a_fault_is_caught(name: str, monkeypatch: pytest.Monk
     else:
         monkeypatch.setattr(where, fault)
     monkeypatch.setattr("tests.simulation.test_settlement.LIMIT_S", 700)
+    assert_caught()
+
+
+AHEAD, DEEP, DEEP_AHEAD = {"ahead": True}, {"deep": True}, {"ahead": True, "deep": True}
+MUTANTS_AHEAD: dict[str, tuple[dict[str, bool], str, Any]] = {
+    "what is mined counts as final": (AHEAD, "collect.act", _wait_for_nothing),
+    "a nonce that a reorg took is not restored": (AHEAD, "intend", _intend_anything),
+    "calls that may still happen are agreed on again": (AHEAD, "intend", _intend_twice),
+    "nobody looks whether the nonce before is gone": (AHEAD, "review.act", _never_gone),
+    "what was final is not remembered": (DEEP_AHEAD, "_settled", _forget_what_was_final),
+    "what was final and is gone is not restored": (DEEP, "intend", _intend_anything),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS_AHEAD)
+def test_a_pipeline_with_a_fault_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options, where, fault = MUTANTS_AHEAD[name]
+    if where.endswith(".act"):
+        monkeypatch.setitem({"collect.act": collect, "review.act": review}[where].__dict__, "act", fault)
+    elif where == "_settled":
+        monkeypatch.setattr("quorate.rounds.settle._settled", fault)
+    else:
+        monkeypatch.setattr("tests.simulation.test_settlement.intend", fault)
+    monkeypatch.setattr("tests.simulation.test_settlement.LIMIT_S", 700)
+    assert_caught(**options)
+
+
+def assert_caught(**options: Any) -> None:
     for seed in range(MOST_SEEDS):
         try:
-            settle(seed)
-        except AssertionError:
+            settle(seed, **options)
+        except (AssertionError, ChainError):
             return
     pytest.fail(f"{MOST_SEEDS} seeds did not show it")
 

@@ -8,19 +8,26 @@ from eth_account import Account
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quorate.errors import ServiceError
+from quorate.errors import ChainError, ServiceError
 from quorate.fsm import Service, Votes, agree
 from quorate.rounds import pause, register, same
 from quorate.rounds.settle import (
+    MAX_AHEAD,
     MAX_UNSETTLED,
     REFUSED,
     Intent,
     KeeperSilence,
+    Report,
     SafeSignature,
+    Settled,
     Settlement,
     Settling,
+    ahead,
+    collect,
     confirm,
+    in_flight,
     intend,
+    keep_report,
     keep_review,
     keep_settlement,
     keep_signatures,
@@ -128,6 +135,9 @@ class ScriptedSettler:
     async def next_nonce(self) -> tuple[int, int]:
         return 9, 77
 
+    async def newest(self) -> tuple[int, int]:
+        return INTENT.nonce + (await self.outcome(()) is not None), 77
+
     async def can_succeed(self, intent: Intent, block: int | None = None) -> bool:
         self.simulated.append(block)
         return self.succeeds
@@ -222,7 +232,7 @@ def test_a_quorum_that_saw_it_mined_ends_the_sending() -> None:
     assert see_it_mined(SENDING, all_say(MINED.tx, 2)) is None
     outcome = see_it_mined(SENDING, votes((AGENTS[0], MINED.tx), (AGENTS[1], DIGEST), (AGENTS[3], MINED.tx)))
     assert outcome is not None
-    assert outcome.state == SENDING
+    assert outcome.state == replace(SENDING, used=INTENT.nonce + 1, reached=INTENT.nonce + 1)
 
 
 def test_a_silent_keeper_is_followed_by_the_next_and_its_silence_is_noted() -> None:
@@ -308,9 +318,15 @@ def test_a_keeper_whose_transaction_was_mined_late_was_not_silent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "event"), [((False,) * 3, "CANCEL"), ((True,) * 3, "AGAIN"), ((True, True, False, False), "AGAIN")]
+    ("said", "event"),
+    [
+        (("FAILS",) * 3, "CANCEL"),
+        (("SOUND",) * 3, "AGAIN"),
+        (("SOUND", "SOUND", "FAILS", "FAILS"), "AGAIN"),
+        (("GONE",) * 3, "AGAIN"),  # nothing is known to have been before it
+    ],
 )
-def test_an_intent_is_cancelled_only_when_a_quorum_finds_that_it_fails(said: tuple[bool, ...], event: str) -> None:
+def test_an_intent_is_cancelled_only_when_a_quorum_finds_that_it_fails(said: tuple[str, ...], event: str) -> None:
     outcome = keep_review(SENDING, votes(*zip(AGENTS, said, strict=False)))
     assert outcome is not None
     assert outcome.event == event
@@ -319,11 +335,177 @@ def test_an_intent_is_cancelled_only_when_a_quorum_finds_that_it_fails(said: tup
 
 
 @pytest.mark.parametrize(
-    ("mined", "succeeds", "answer"), [(False, True, True), (False, False, False), (True, False, True)]
+    ("mined", "succeeds", "answer"), [(False, True, "SOUND"), (False, False, "FAILS"), (True, False, "SOUND")]
 )
-async def test_what_was_mined_meanwhile_is_not_cancelled(mined: bool, succeeds: bool, answer: bool) -> None:
+async def test_what_was_mined_meanwhile_is_not_cancelled(mined: bool, succeeds: bool, answer: str) -> None:
     settler = ScriptedSettler(mined_after=0 if mined else 9, succeeds=succeeds)
-    assert await review.act(Ctx(settler), SENDING) is answer
+    assert await review.act(Ctx(settler), SENDING) == answer
+
+
+# ---- several in flight, and reorgs
+
+
+def pay(number: int) -> Call:
+    return Call(AGENTS[0], Wei(number), "0x")
+
+
+def mined(*numbers: int, used: int | None = None) -> Settling:
+    """Payments, each at the nonce of its number; a quorum saw all of them mined, and still sees those below `used`."""
+    state = Settling(participants=tuple(AGENTS), period=2)
+    for number in numbers:
+        state = with_intent(state, Intent((pay(number),), number, 50 + number))
+        state = (see_it_mined(state, all_say(MINED.tx)) or fail()).state
+    return state if used is None else replace(state, used=used)
+
+
+def final(state: Settling, **how: Any) -> Any:
+    return keep_settlement(state, all_say(replace(MINED, **how))) or fail()
+
+
+async def test_while_an_intent_waits_for_its_depth_the_next_one_takes_the_nonce_after_it() -> None:
+    state = mined(3, 4)
+    intent = await proposed(state, pay(9))
+    assert (intent.calls, intent.nonce) == ((pay(9),), 5)
+    assert [one.nonce for one in with_intent(state, intent).unsettled] == [3, 4, 5]
+    assert in_flight(with_intent(state, intent)) == in_flight(state) == state.unsettled
+
+
+async def test_a_call_that_may_still_happen_is_agreed_on_at_no_other_nonce() -> None:
+    state = mined(3)
+    assert await proposed(state, pay(8), pay(3)) == state.unsettled[0]
+    other = with_intent(replace(state, used=3, reached=3), Intent((pay(7),), 3))  # it may be the older one that happens
+    assert await proposed(replace(other, used=4, reached=4), pay(3)) == state.unsettled[0]
+
+
+async def test_where_four_are_in_flight_the_oldest_comes_first() -> None:
+    assert (await proposed(mined(3, 4, 5), pay(9))).nonce == 6
+    assert await proposed(mined(3, 4, 5, 6), pay(9)) == Intent((pay(3),), 3)
+    assert MAX_AHEAD == 4
+
+
+@pytest.mark.parametrize(("succeeds", "calls"), [(True, (pay(4),)), (False, ())])
+async def test_what_a_reorg_took_away_is_restored_before_anything_new_or_cancelled(succeeds: bool, calls: Any) -> None:
+    ctx: Any = Ctx(ScriptedSettler(succeeds=succeeds))
+    intent = await intend(ctx, mined(3, 4, 5, used=4), pay(9))
+    assert (intent.calls, intent.nonce, intent.block) == (calls, 4, 77)
+
+
+def test_the_search_for_what_became_of_an_intent_begins_where_it_was_agreed_on_first() -> None:
+    state = with_intent(mined(3), Intent((pay(3),), 3, block=900))
+    assert state.intent is not None
+    assert (state.intent.block, state.unsettled[0].block) == (900, 53)
+
+
+def test_the_oldest_nonce_is_settled_first_and_the_others_stay() -> None:
+    outcome = final(mined(3, 4))
+    assert (outcome.event, outcome.state.intent) == ("DONE", Intent((pay(3),), 3))
+    assert outcome.state.unsettled == (Intent((pay(4),), 4),)
+    assert outcome.state.next_period().remembered == (Settled((Intent((pay(3),), 3),)),)
+
+
+def test_what_waits_behind_calls_that_failed_is_cancelled_unless_it_is_mined() -> None:
+    outcome = final(mined(3, 4, 5, used=5), success=False)
+    assert (outcome.event, outcome.state.missed) == ("FAILED", Intent((pay(3),), 3))
+    assert outcome.state.unsettled == (Intent((pay(4),), 4), Intent((pay(5),), 5), Intent((), 5))
+
+
+@pytest.mark.parametrize(
+    ("report", "event"),
+    [
+        (Report(True, MINED), "DONE"),
+        (Report(True, replace(MINED, success=False)), "FAILED"),
+        (Report(True), "AHEAD"),
+        (Report(False), "UNSIGNED"),
+    ],
+)
+def test_a_service_that_goes_ahead_hears_what_became_of_the_oldest(report: Report, event: str) -> None:
+    outcome = keep_report(mined(3, 4), all_say(report))
+    assert outcome is not None
+    assert outcome.event == event
+    if event == "UNSIGNED":
+        assert (outcome.state.intent, outcome.state.used) == (Intent((pay(3),), 3), 3)
+
+
+def test_agents_that_see_different_heads_neither_stop_the_service_nor_let_too_many_ahead() -> None:
+    said = votes(*zip(AGENTS, [Report(True, MINED), Report(True, MINED), Report(True), Report(True)], strict=True))
+    for numbers, event in (((3, 4, 5), "AHEAD"), ((3, 4, 5, 6), "NO_MAJORITY")):
+        outcome = keep_report(mined(*numbers), said)
+        assert outcome is not None
+        assert (outcome.event, outcome.state) == (event, mined(*numbers))
+
+
+@pytest.mark.parametrize(("numbers", "waits"), [((3,), 0), ((3, 4, 5, 6), 4)])
+async def test_only_where_there_is_no_room_the_outcome_is_waited_for(numbers: tuple[int, ...], waits: int) -> None:
+    ctx = Ctx(ScriptedSettler(final_after=4))
+    assert await collect.act(ctx, mined(*numbers)) == Report(True, MINED if waits else None)
+    assert len(ctx.slept) == waits
+
+
+def test_what_is_signed_already_is_sent_again_without_a_new_signature() -> None:
+    outcome = keep_settlement(replace(SENDING, used=4, reached=4), all_say(None))
+    assert outcome is not None
+    assert (outcome.event, outcome.state.used) == ("REOPENED", 3)
+    assert outcome.state.signatures == SENDING.signatures
+
+
+async def test_a_keeper_that_waits_for_a_nonce_that_is_gone_is_told_so_and_the_oldest_is_restored() -> None:
+    state = mined(3, 4, 5)
+    assert await review.act(Ctx(_AtNonce(4)), state) == "GONE"
+    outcome = keep_review(state, all_say("GONE"))
+    assert outcome is not None
+    assert (outcome.event, outcome.state.intent, outcome.state.used) == ("UNSIGNED", Intent((pay(3),), 3), 3)
+
+
+def test_where_even_final_nonces_are_gone_the_oldest_that_is_remembered_is_restored() -> None:
+    state = mined(3, 4, 5)
+    for _ in range(2):
+        state = final(state).state
+    outcome = keep_review(with_intent(state, Intent((pay(5),), 5)), all_say("GONE"))
+    assert outcome is not None
+    assert (outcome.event, outcome.state.intent, outcome.state.used) == ("UNSIGNED", Intent((pay(3),), 3), 3)
+    assert [one.nonce for one in outcome.state.unsettled] == [3, 4, 5]
+    assert outcome.state.remembered == ()
+
+
+async def test_an_outcome_that_was_final_and_is_gone_is_agreed_on_again_in_the_place_of_anything_new() -> None:
+    state = final(mined(9)).state.next_period()
+    assert (state.unsettled, state.reached) == ((), 10)
+    again = await proposed(state, pay(12))  # the Safe's nonce is 9 again, as deep as it was configured
+    assert again == Intent((pay(9),), 9)
+    restored = with_intent(state, again)
+    assert (restored.unsettled, restored.used, restored.reached) == ((again,), 9, 10)
+    assert final(restored).state.intent == again
+
+
+async def test_a_reorg_that_took_more_than_is_remembered_waits_for_people() -> None:
+    state = replace(final(mined(9)).state.next_period(), remembered=())
+    with pytest.raises(ChainError, match=r"the Safe's nonce is 9, and 10 nonces were used"):
+        await proposed(state, pay(12))
+
+
+def test_what_lost_at_a_final_nonce_is_remembered_with_what_won_and_others_by_a_no_op() -> None:
+    two = replace(STATE, unsettled=(INTENT, OTHER))
+    assert final(two).state.remembered == (Settled((OTHER, INTENT)),)
+    assert final(two, which=-1).state.remembered == (Settled((INTENT, OTHER, CANCEL)),)
+    state = Settling(participants=tuple(AGENTS))
+    for number in range(1, 9):
+        state = final(with_intent(state, Intent((pay(number),), number))).state.next_period()
+    assert [one.nonce for one in state.remembered] == [5, 6, 7, 8]
+
+
+def test_the_oldest_is_asked_for_only_where_something_is_unsettled() -> None:
+    with pytest.raises(ValueError, match="nothing is unsettled"):
+        _run(confirm.act(Ctx(ScriptedSettler()), Settling()))
+
+
+def test_a_service_goes_ahead_by_another_table() -> None:
+    edges = {
+        **ahead, (register, "DONE"): order, (register, "ROUND_TIMEOUT"): register, (order, "DONE"): sign,
+        (collect, "AHEAD"): order, (collect, "DONE"): order, (collect, "FAILED"): pause, (pause, "DONE"): confirm,
+        (confirm, "DONE"): pause, (confirm, "FAILED"): pause,
+    }  # fmt: skip
+    service = Service("payer", state=Settling, start=register, transitions=edges, otherwise=pause)
+    assert service.table["SendRound", "DONE"] is collect
 
 
 @agree(same("intent"))
@@ -356,7 +538,7 @@ def test_whatever_happens_every_intent_stays_unsettled_at_one_nonce_until_an_out
         elif step == "deadline" and state.signatures:
             state = (send.at_deadline(state, votes()) or fail()).state
         elif step == "fails":
-            state = (keep_review(state, all_say(False)) or fail()).state
+            state = (keep_review(state, all_say("FAILS")) or fail()).state
             wanted.add(replace(INTENT, calls=(), nonce=state.unsettled[0].nonce))
         elif step == "vanished":
             state = (keep_settlement(state, all_say(None)) or fail()).state
@@ -373,6 +555,9 @@ class _AtNonce(ScriptedSettler):
         self._nonce = nonce
 
     async def next_nonce(self) -> tuple[int, int]:
+        return self._nonce, 77
+
+    async def newest(self) -> tuple[int, int]:
         return self._nonce, 77
 
 

@@ -84,11 +84,15 @@ class SafeSettler:
 
         Raises ChainError while a reorg within the configured depth could still change it.
         """
-        block = await self._chain.block_number()
-        nonce = await self._safe.nonce(block=block)
+        nonce, block = await self.newest()
         if self._confirmations and await self._safe.nonce(block=self._deep(block)) != nonce:
             raise ChainError(f"the Safe's nonce {nonce} is younger than {self._confirmations} blocks")
         return nonce, block
+
+    async def newest(self) -> tuple[int, int]:
+        """As `next_nonce`, however young that nonce is."""
+        block = await self._chain.block_number()
+        return await self._safe.nonce(block=block), block
 
     async def can_succeed(self, intent: Intent, block: int | None = None) -> bool:
         """Whether the Safe could make the calls at the end of `block` (of the newest if not told)."""

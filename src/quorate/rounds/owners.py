@@ -18,12 +18,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeVar
 
+from quorate.errors import ChainError
 from quorate.fsm import BACK, AnyRound, Interrupt, Outcome, Votes, agree, keep, with_deadline
 from quorate.fsm.votes import quorum_of
 from quorate.members import Change, Membership, with_change
 from quorate.rounds import settle
 from quorate.rounds.membership import CHANGE_MEMBERS, MembershipContext
-from quorate.rounds.settle import Intent, SafeSignature, SettleContext, Settlement, Settling
+from quorate.rounds.settle import Intent, SafeSignature, SettleContext, Settlement, Settling, Verdict
 from quorate.units import Address, Call, Hash
 
 __all__ = [
@@ -120,12 +121,15 @@ async def propose_owners(ctx: OwnersContext, state: OwnedMembership) -> Intent:
     if state.change is None:
         raise ValueError("the owners change without an agreed change; the interrupt's own condition forbids that")
     calls = await ctx.owner_calls(state.change, threshold_after(state))
-    return await settle.intend(ctx, state, *calls)
+    intent = await settle.intend(ctx, state, *calls)
+    if not state.unsettled and intent.calls != calls:  # its outcome would be taken for the change's
+        raise ChainError(f"the Safe's nonce {intent.nonce} was final and is gone: what was settled there comes first")
+    return intent
 
 
 def settle_owners(
     state: M, votes: Votes[Settlement | None]
-) -> Outcome[Literal["DONE", "FAILED", "REOPENED", "NO_MAJORITY"], M] | None:
+) -> Outcome[Literal["DONE", "FAILED", "REOPENED", "UNSIGNED", "NO_MAJORITY"], M] | None:
     """As `settle.confirm`; with DONE the members change, with FAILED the change is given up."""
     found = settle.keep_settlement(state, votes)
     if found is None or found.event not in ("DONE", "FAILED"):
@@ -153,9 +157,10 @@ async def send_owners(ctx: SettleContext, state: Any) -> Hash:
 
 
 @agree(settle.keep_review, timeout_s=30, needs=("intent",))
-async def review_owners(ctx: SettleContext, state: Any) -> bool:
+async def review_owners(ctx: SettleContext, state: Any) -> Verdict:
     """After every keeper has tried in vain: could the calls still succeed?"""
-    return await settle.review.act(ctx, state)
+    verdict: Verdict = await settle.review.act(ctx, state)
+    return verdict
 
 
 def _can_begin(state: OwnedMembership) -> bool:
@@ -182,10 +187,13 @@ transitions: Mapping[tuple[AnyRound, str], AnyRound] = {
     (send_owners, "ROUND_TIMEOUT"): send_owners,
     (review_owners, "AGAIN"): send_owners,
     (review_owners, "CANCEL"): sign_owners,
+    (review_owners, "REOPENED"): send_owners,
+    (review_owners, "UNSIGNED"): sign_owners,
     (review_owners, "ROUND_TIMEOUT"): send_owners,
     (confirm_owners, "DONE"): BACK,
     (confirm_owners, "FAILED"): BACK,
     (confirm_owners, "REOPENED"): send_owners,
+    (confirm_owners, "UNSIGNED"): sign_owners,
     (confirm_owners, "NO_MAJORITY"): send_owners,
     (confirm_owners, "ROUND_TIMEOUT"): confirm_owners,
 }
