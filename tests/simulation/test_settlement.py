@@ -411,7 +411,7 @@ def test_a_thousand_settlements_up_to_four_in_flight_are_neither_lost_nor_double
 
 
 @pytest.mark.parametrize("goes_ahead", [False, True])
-def test_what_a_reorg_deeper_than_the_confirmations_took_away_is_made_again(goes_ahead: bool) -> None:
+def test_settlements_under_reorgs_deeper_than_the_confirmations_are_neither_lost_nor_doubled(goes_ahead: bool) -> None:
     worlds = [settle(seed, ahead=goes_ahead, deep=True) for seed in range(SEEDS // 2)]
     assert sum(depth > world.depth for world in worlds for depth in world.evm.reorgs) > SEEDS // 8
     assert sum(world.settled for world in worlds) > 10 * len(worlds), "nothing was told again"
@@ -437,19 +437,23 @@ def test_a_payment_that_a_reorg_took_away_and_lost_is_made_again(depth: int) -> 
     world.check()
 
 
-def test_a_keeper_may_crash_at_any_of_its_steps() -> None:
+@pytest.mark.parametrize("goes_ahead", [False, True])
+def test_a_keeper_may_crash_at_any_of_its_steps(goes_ahead: bool) -> None:
     points: list[str] = []
     for point in range(1, 31):
-        world = settle(1, payments=2, troubles=False, crash_points={AGENTS[0]: point})
+        world = settle(1, payments=3, troubles=False, crash_points={AGENTS[0]: point}, ahead=goes_ahead)
         points += world.crashed_at
-    assert len(points) >= 12
+    assert len(points) >= 12, "fewer than 12 of its steps were tried"
     assert {"transaction_count", "estimate", "fees", "sign", "send_raw", "send_raw done", "nonce"} <= set(points)
 
 
+@pytest.mark.parametrize("goes_ahead", [False, True])
 @pytest.mark.parametrize("spike", [2, 5, 10, 40])
-def test_after_a_fee_spike_a_stuck_transaction_is_free_in_three_attempts(spike: int) -> None:
-    world = World(3, payments=1, troubles=False)
-    world.run(until=lambda: world.round is send)
+def test_after_a_fee_spike_a_stuck_transaction_is_free_in_three_attempts(spike: int, goes_ahead: bool) -> None:
+    world = World(3, payments=2, troubles=False, ahead=goes_ahead, calm_depth=20)
+    world.run(until=lambda: world.round is send and world.state.intent == Intent((payment(2),), 1))
+    assert len(world.state.unsettled) == 1 + goes_ahead
+    world.attempts = 0
     world.live = lambda mine=world.live: mine() if world.attempts else None  # type: ignore[method-assign,misc]
     world.evm.base_fee = spike * GWEI  # after the fee was chosen
     for agent in world.agents:
@@ -644,7 +648,7 @@ def assert_caught(**options: Any) -> None:
 def test_a_fee_that_is_never_raised_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{HOST}._replace", AsyncMock(return_value=False))
     with pytest.raises(AssertionError):
-        test_after_a_fee_spike_a_stuck_transaction_is_free_in_three_attempts(10)
+        test_after_a_fee_spike_a_stuck_transaction_is_free_in_three_attempts(10, goes_ahead=False)
 
 
 def test_what_fails_for_ever_and_is_never_cancelled_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +151,14 @@ def test_a_request_to_a_model_is_signed(boundary: Boundary, path: str) -> None:
 def test_the_agreed_intent_is_signed_as_the_safes_own_transaction(boundary: Boundary) -> None:
     digest = SafeTransaction(INTENT.calls, INTENT.nonce).digest(31337, SAFE)
     assert recover(digest, boundary.ask(IntentRequest(INTENT))) == ME
+
+
+def test_a_request_has_no_place_for_bytes_that_others_made() -> None:
+    """Every signer derives the Safe's hash and the transaction from the decoded calls: nothing is signed blindly."""
+    assert [one.name for one in fields(IntentRequest)] == ["intent"]
+    assert {one.type for one in fields(ExecutionRequest)} == {"int", "Wei"}
+    assert [one.name for one in fields(Intent)] == ["calls", "nonce", "block"]
+    assert [one.name for one in fields(Call)] == ["to", "value", "data"]
 
 
 def test_the_execution_is_made_of_agreed_state_alone(boundary: Boundary) -> None:
