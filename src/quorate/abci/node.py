@@ -186,7 +186,7 @@ class Node:
 def _environment() -> dict[str, str]:
     """Ours without the keystore's passphrase, which is for the agent alone.
 
-    GOGC: Go lets memory grow to twice what lives. Half as much on top is enough: two collections a second at full speed.
+    GOGC: Go lets memory grow to twice what lives. Half as much on top will do: two collections a second at full speed.
     """
     return {"GOGC": "50"} | {name: value for name, value in os.environ.items() if name != "QUORATE_PASSPHRASE"}
 
