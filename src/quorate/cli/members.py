@@ -223,7 +223,7 @@ def _name(found: Roster, address: Address) -> str:
 
 def _table(found: Roster) -> str:
     lines = [f"{len(found.members)} members, {found.quorum} are a quorum; block {found.height}"]
-    for one in found.members:
+    for one in sorted(found.members, key=lambda one: _name(found, one.address)):
         name = _name(found, one.address)
         lines.append(f"  {name:<10} {one.address}  validator {one.validator_key[:12]}…, node {one.node_id[:8]}…")
     lines += [f"  {name} runs and is no member" for name in found.following]

@@ -96,6 +96,7 @@ class Story:
             "stopped": self._stopped,
             "waiting": self._waiting,
             "down": self._down,
+            "left": self._left,
             "step": self._step,
             "note": self._note,
             "error": self._error,
@@ -257,6 +258,10 @@ class Story:
     def _down(self, event: Event) -> list[Line]:
         self._set(event, "is down", Tone.BAD)
         return [self._line(event, "is down", Tone.BAD), *(self._quorum() if _is_agent(event.who) else ())]
+
+    def _left(self, event: Event) -> list[Line]:
+        self.agents.pop(event.who, None)  # nobody waits for it any more
+        return [self._line(event, "has left the service")]
 
     def _quorum(self) -> list[Line]:
         """What is waited for where too few agents are left to go on."""

@@ -122,9 +122,11 @@ class Judge:
     """True in the second phase: what is late is then a violation."""
     may_linger: bool = False
     """True while somebody floods the mempools on purpose."""
+    first: Period | None = None
+    """The machine before the first block, where the service's state knows its members; else it is made of them."""
 
     def __post_init__(self) -> None:
-        self.witness = Replica.start(Period.start(self.service, self.members))
+        self.witness = Replica.start(self.first or Period.start(self.service, self.members))
         self._genesis = self.witness
         self.expected: list[Applied] = []
         """What each decided block did, by height - 1."""

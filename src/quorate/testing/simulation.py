@@ -21,6 +21,7 @@ from quorate import members as member_records
 from quorate import signatures
 from quorate.abci import SignedPayload, payload
 from quorate.abci.machine import Replica
+from quorate.abci.membership import begin
 from quorate.errors import ConfigError
 from quorate.fsm import Period, Service
 from quorate.rounds import settle
@@ -155,7 +156,8 @@ class _Simulation:
         loop = asyncio.get_running_loop()
         members = tuple(key.address for key in keys(plan.agents))
         honest = frozenset(who for i, who in enumerate(members) if i not in plan.liars)
-        self.judge = Judge(service, CHAIN_ID, members, loop.time, honest, EPOCH_S)
+        genesis = genesis_of(service, plan.agents)
+        self.judge = Judge(service, CHAIN_ID, members, loop.time, honest, EPOCH_S, first=begin(service, genesis))
         setting = Setting(
             random.Random(f"world {plan.seed}"),  # noqa: S311
             loop.time,
@@ -166,7 +168,6 @@ class _Simulation:
             self._note,
         )
         self.world = self.subject.make_world(setting, self.subject.config)
-        genesis = genesis_of(service, plan.agents)
         self.rollout = Rollout(service, random.Random(f"rollout {plan.seed}"))  # noqa: S311
         self.judge.successor = self.rollout.new
         self.consensus = Consensus(
