@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 
 from tests.fault.chain import Chain
+from tests.fault.crashes import crash_at
 from tests.fault.namespaces import Namespaces, can_make_namespaces
 from tests.fault.perturbations import ALL, can_mount
 from tests.fault.settling import DeadRpc, settling_chain
@@ -34,6 +35,10 @@ async def hosted() -> AsyncIterator[Chain]:
 async def test_real_agents_outlive(hosted: Chain, name: str) -> None:
     result = await perturb(hosted, [(ALL[name](random.Random(name)), 2)])
     print(f"{name}: level after {result.recovery_s:.1f} s, {result.rounds} rounds meanwhile")
+
+
+async def test_a_real_agent_that_dies_while_it_writes_is_back_without_that_block(hosted: Chain) -> None:
+    print(f"torn_save: level after {await crash_at(hosted, 1, 'torn_save'):.1f} s")
 
 
 @pytest.mark.needs("cometbft", "evm")
