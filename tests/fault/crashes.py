@@ -34,12 +34,12 @@ async def crash_at(chain: Chain, victim: int, point: str) -> float:
     chain.configure(victim, crash_in="", crash_at=0)
     since = time.time()
     chain.start(victim)
+    chain.victims.discard(victim)
     took = await chain.level(range(chain.n), since)
     if point in BLOCK_POINTS:
         loaded = int(chain.last(victim, "loaded")["height"])
         assert loaded == (at if point in _SAVED else at - 1), f"{point} of {at}: back at {loaded}"
         assert loaded - fell_at in (0, 1), f"it had told of block {fell_at}"
-    chain.victims.discard(victim)
     await chain.goes_on()
     await chain.agree_with_headers()
     chain.judge.at_the_end()
@@ -62,9 +62,9 @@ async def crash_node_at(chain: Chain, victim: int, index: int, allowed: int) -> 
     chain.configure(victim, environment={})
     since = time.time()
     chain.start(victim)
+    chain.victims.discard(victim)
     chain.allow(allowed + 2)
     took = await chain.level(range(chain.n), since)
-    chain.victims.discard(victim)
     await chain.until(lambda: all(chain.settled(i) >= allowed + 2 for i in range(chain.n)), 90, "rounds go on")
     await chain.agree_with_headers()
     chain.judge.at_the_end()

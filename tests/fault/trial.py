@@ -40,8 +40,8 @@ async def perturb(chain: Chain, faults: Sequence[tuple[Perturbation, int]]) -> R
     for fault, victim in faults:
         since = time.time()
         await fault.end(chain, victim)
+    chain.victims -= victims  # from here on nobody may end by itself
     took = await chain.level(range(chain.n), since)
-    chain.victims -= victims
     await chain.goes_on()
     await chain.agree_with_headers()
     chain.judge.at_the_end()
