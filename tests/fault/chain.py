@@ -267,6 +267,14 @@ class Chain(ChainOfAgents):
             lambda: all(self.settled(index) >= target for index in chosen), PATIENCE_S, f"{rounds} more rounds"
         )
 
+    async def asleep(self) -> None:
+        """Wait until all have the same height, and keep it for a second."""
+        while True:
+            heights = {self.height(index) for index in range(self.n)}
+            await self.hold(1)
+            if len(heights) == 1 and {self.height(index) for index in range(self.n)} == heights:
+                return
+
     async def connected(self, index: int) -> None:
         """Wait until one agent's node knows all its peers and has no blocks to catch up with."""
         node = self.node(index)

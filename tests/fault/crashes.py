@@ -51,6 +51,7 @@ async def crash_node_at(chain: Chain, victim: int, index: int, allowed: int) -> 
 
     For that the chain (of `on_demand`) must sleep while the node starts; then rounds up to `allowed` may end.
     """
+    await chain.asleep()
     chain.victims.add(victim)
     await chain.end(victim)
     chain.configure(victim, environment={"FAIL_TEST_INDEX": str(index)})
