@@ -75,7 +75,7 @@ class Pause(Perturbation):
     """Agent and node stand still (a machine that sleeps, a hypervisor that moves it), and go on as if nothing was."""
 
     name = "pause"
-    hold_s = 5.0
+    hold_s = 4.0
     may_end = False
 
     async def begin(self, chain: Chain, victim: int) -> None:
@@ -89,7 +89,7 @@ class Disconnect(Perturbation):
     """The cable is pulled: connections stay, nothing arrives."""
 
     name = "disconnect"
-    hold_s = 5.0
+    hold_s = 4.0
     may_end = False
 
     async def begin(self, chain: Chain, victim: int) -> None:
@@ -235,7 +235,7 @@ class SlowLink(Perturbation):
     """150 ms each way, and 200 kB/s."""
 
     name = "slow link"
-    hold_s = 5.0
+    hold_s = 4.0
     may_end = False
 
     async def begin(self, chain: Chain, victim: int) -> None:
