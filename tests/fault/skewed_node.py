@@ -1,7 +1,7 @@
 """Builds CometBFT with a clock that an environment variable sets off: `python -m tests.fault.skewed_node TARGET`.
 
 Nothing else reaches that clock: time namespaces leave CLOCK_REALTIME alone, and libfaketime does not see Go read the
-vDSO. One function of one file changes in a copy of the pinned module, whose waits are shortened as in ours
+vDSO. One function of one file changes in a copy of the pinned module, whose constants are set as in ours
 (third_party/cometbft): `Now` of `types/time`, which stamps votes and proposals. Timeouts are monotonic and stay what
 they are. (`go build -overlay` would do, but refuses to replace what is in the module cache.) For tests alone; about
 100 s on two cores.
@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from quorate.localnet.tools.parts import shorten_waits
+from quorate.localnet.tools.parts import set_constants
 
 __all__ = ["VARIABLE", "build"]
 
@@ -46,7 +46,7 @@ def build(target: Path) -> None:
         shutil.copytree(pristine, source, ignore=shutil.ignore_patterns("docs", "spec"), copy_function=shutil.copyfile)
         for path in (source, *source.rglob("*/")):
             path.chmod(0o755)  # Go's module cache is read-only
-        shorten_waits(source, _PINS / "waits.toml")
+        set_constants(source, _PINS / "constants.toml")
         _skew(source / "types" / "time" / "time.go")
         _go(place, "mod", "edit", f"-replace={_MODULE}=./cometbft")
         _go(place, "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", str(target.absolute()),
