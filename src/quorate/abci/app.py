@@ -39,7 +39,7 @@ from quorate.abci.pb.tendermint.types import validator_pb2
 from quorate.abci.server import Application
 from quorate.abci.store import Store
 from quorate.abci.transaction import Kind, Roll, Transaction, encode_bundle, encode_single
-from quorate.abci.upgrade import FIRST_HEIGHT, UpgradeDue
+from quorate.abci.upgrade import FIRST_HEIGHT, UpgradeDue, Upgrades
 from quorate.errors import ConfigError, PeerError
 from quorate.fsm import Period, Service, Settled, codec
 from quorate.members import Member
@@ -175,6 +175,11 @@ class ServiceApp(Application):
     def is_asleep(self) -> bool:
         """True when the chain waits for news (or nobody knows yet)."""
         return self._is_asleep
+
+    @property
+    def upgrades(self) -> Upgrades:
+        """What the members agree on about the version that runs and the next one."""
+        return self._replica.upgrades
 
     @property
     def awaits_snapshot(self) -> bool:

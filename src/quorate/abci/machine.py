@@ -27,7 +27,7 @@ from quorate.abci.genesis import POWER
 from quorate.abci.membership import Turnover, powers_of, roster_of, seat
 from quorate.abci.payload import SignedPayload, UnsignedPayload
 from quorate.abci.transaction import Kind, Transaction, tick_round
-from quorate.abci.upgrade import NO_UPGRADES, UpgradeDue, Upgrades, take_over
+from quorate.abci.upgrade import NO_UPGRADES, Plan, Target, UpgradeDue, Upgrades, take_over
 from quorate.errors import ConfigError, PeerError, ServiceError
 from quorate.fsm import Period, Service, Settled, Votes, codec
 from quorate.members import Member
@@ -46,6 +46,7 @@ __all__ = [
     "judge",
     "opening_of",
     "payload_for",
+    "rehearse",
     "tick_for",
 ]
 
@@ -193,6 +194,16 @@ class Replica:
             return dataclasses.replace(replica, ticks=(), upgrades=upgrades_now, inherited=theirs)
         except (ValueError, TypeError, PeerError, ServiceError) as error:
             raise ConfigError(f"the stored state is damaged: {error}", fix=_DAMAGE_FIX) from error
+
+
+def rehearse(service: Service, data: bytes) -> Period:
+    """What `service` would go on from, if the change to it from the version that stored `data` were due now.
+
+    Raises what that change would raise (`ConfigError`: no migration, or one that fails).
+    """
+    height, _, _, _, _, period, *_ = json.loads(data)
+    due = Upgrades(due=Plan(Target.of(service), height + 1))
+    return take_over(service, base64.b64decode(period), due, height)[0]
 
 
 _DAMAGE_FIX = (

@@ -43,6 +43,9 @@ _Rest = tuple[int, int, str, tuple[tuple[str, str], ...], tuple[tuple[str, str],
 class UpgradeDue(ConfigError):
     """The next block belongs to another version of the service than this code is. Nothing is wrong with the state."""
 
+    exit_code = 3
+    """With which an agent's process ends then."""
+
     def __init__(self, service: str, running: int, plan: Plan) -> None:
         super().__init__(
             f"the members of {service} agreed on version {plan.target.version} ({plan.target.spec_hash[:12]}) from "

@@ -22,6 +22,7 @@ COMMANDS: Mapping[str, str] = {
     "why": "Say why a running service does not move.",
     "ask": "Ask a running service for an interrupt.",
     "members": "Show or change the members of a running service.",
+    "upgrade": "Change the code of a running service.",
     "logs": "Show what the agents of a run have told.",
     "new": "Make a service that runs and has a passing test.",
     "doctor": "What is there, what is missing, what to do about each.",

@@ -16,9 +16,6 @@ from . import logs
 from .agent import HostedAgent
 from .agent_file import AgentFile
 
-UPGRADE_DUE = 3
-"""Exit code: nothing failed, but the members agreed on another version of the service, and its turn is now."""
-
 
 def main(arguments: list[str]) -> int:
     """Run until told to stop; 0 then, 1 after a failure, 2 for a wrong call, 3 where another version has to go on."""
@@ -37,7 +34,7 @@ def main(arguments: list[str]) -> int:
         agent.run()
     except QuorateError as error:
         sys.stderr.write(f"error: {error}\n" + (f"{error.fix}\n" if error.fix else ""))
-        return UPGRADE_DUE if isinstance(error, UpgradeDue) else 1
+        return error.exit_code if isinstance(error, UpgradeDue) else 1
     return 0
 
 

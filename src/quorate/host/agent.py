@@ -12,10 +12,11 @@ from typing import Any
 
 from aea.identity.base import Identity
 
-from quorate.abci import Archive, Genesis, ServiceApp, Store, Validator
+from quorate.abci import Archive, Genesis, Plan, ServiceApp, Store, Target, UpgradeDue, Validator
 from quorate.chain import Chain, OperatorRegistry, selector_of
+from quorate.errors import QuorateError
 from quorate.fsm import Period
-from quorate.loader import load_service, load_settings
+from quorate.loader import load_settings
 from quorate.model import ModelClient
 from quorate.units import Wei
 
@@ -32,6 +33,7 @@ from .packages import build_agent
 from .runner import Runner
 from .settler import SafeSettler
 from .signer import Signer
+from .versions import installed
 
 __all__ = ["HostedAgent"]
 
@@ -42,9 +44,8 @@ class HostedAgent:
     """An agent from its file to its end. `run` returns when it was told to stop, and raises when something failed."""
 
     def __init__(self, file: AgentFile, root: Path, passphrase: str) -> None:
-        folder = root / file.service
         self._file = file
-        self._service = load_service(folder)
+        self._service, folder = installed(file, root)
         self._settings = load_settings(self._service, folder, file.config, agent=file.name)
         self._genesis = self._own_genesis()
         self._agreed = Agreed()
@@ -71,6 +72,10 @@ class HostedAgent:
         """Run until stopped (SIGTERM, SIGINT) or until something fails; the failure is raised."""
         try:
             self._agent.start()
+        except Exception as error:  # open-aea's words for a connection that did not come up; ours say why
+            if self._failure is None:
+                raise
+            raise self._failure from error
         finally:
             self._agent.stop()
             self._journal.close()
@@ -96,7 +101,8 @@ class HostedAgent:
     async def _start(self) -> None:
         try:
             await self._open()
-        except BaseException:
+        except BaseException as error:
+            self._failure = error if isinstance(error, QuorateError) else None
             await self._stop()
             raise
 
@@ -148,7 +154,10 @@ class HostedAgent:
         failed = next((one for one in failures if one.done()), None)
         if failed is not None:
             self._failure = failed.result()
-            self._journal.error(str(self._failure))
+            if isinstance(self._failure, UpgradeDue):
+                self._journal.emit("note", text=str(self._failure))
+            else:
+                self._journal.error(str(self._failure))
         else:
             text = f"{self._file.me} is no member of {self._file.chain_id} any more; {self._file.name} ends"
             _log.info(text)
@@ -211,8 +220,27 @@ def _verbs(app: ServiceApp, runner: Runner) -> dict[str, Verb]:
     async def asked(request: Mapping[str, Any]) -> Mapping[str, Any]:
         return asdict(runner.asked(request["event"], app.period))
 
+    async def upgrade(request: Mapping[str, Any]) -> Mapping[str, Any]:
+        target = Target(request["version"], request["spec_hash"], request["config_hash"])
+        await runner.ask_upgrade(Plan(target, request["height"]))
+        return await version({})
+
+    async def version(_: Mapping[str, Any]) -> Mapping[str, Any]:
+        upgrades = app.upgrades
+        return {
+            "version": app.service.version,
+            "spec_hash": app.service.spec_hash,
+            "height": app.height,
+            "began": upgrades.began,
+            "asking": {who: [plan.target.version, plan.target.spec_hash] for who, _, plan in upgrades.asks},
+            "due": upgrades.due.height if upgrades.due else 0,
+            "quorum": app.period.quorum,
+        }
+
     answers = {"ask": ask, "asked": asked, "withdraw": withdraw}
-    return {name: Verb(answer, {"event": str}) for name, answer in answers.items()}
+    plan = {"version": int, "spec_hash": str, "config_hash": str, "height": int}
+    verbs = {name: Verb(answer, {"event": str}) for name, answer in answers.items()}
+    return {**verbs, "upgrade": Verb(upgrade, plan), "version": Verb(version)}
 
 
 def _limits(evm: EvmSettings | None) -> Limits | None:

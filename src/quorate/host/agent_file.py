@@ -94,6 +94,8 @@ class AgentFile:
     """
     joins: bool = False
     """True for an agent that the genesis does not name: it follows the chain until a quorum has let it in."""
+    next: str = ""
+    """The folder of the version that it goes on with from when the members have agreed on that one."""
     evm: EvmSettings | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     """Overrides of the service's own configuration (service.yaml)."""
@@ -101,8 +103,9 @@ class AgentFile:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise ConfigError(f"name is {self.name!r}; expected up to 31 small letters, digits and hyphens")
-        if not _SERVICE.fullmatch(self.service):
-            raise ConfigError(f"service is {self.service!r}; expected a folder like services/hello_world")
+        for name, folder in (("service", self.service), ("next", self.next or self.service)):
+            if not _SERVICE.fullmatch(folder):
+                raise ConfigError(f"{name} is {folder!r}; expected a folder like services/hello_world")
         if not 0 < len(self.chain_id.encode()) <= _MAX_CHAIN_ID:
             raise ConfigError(f"chain_id {self.chain_id!r} has not 1 to {_MAX_CHAIN_ID} bytes")
         if not 0 < self.p2p_port < 65536:

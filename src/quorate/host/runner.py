@@ -151,13 +151,19 @@ class Runner:
     async def ask_upgrade(self, plan: Plan) -> None:
         """Ask for another version of the service's code, as this agent's operator wants; it stands until the next ask.
 
-        `ConfigError` where no member can ask for that, `NotAgreed` where a round ended meanwhile: ask again then.
+        `ConfigError` where no member can ask for that.
         """
-        period = self._agreed.period
-        if self._chain is None or period is None:
-            raise ConfigError("the agent has seen no block yet", fix="Ask again in a moment.")
-        request = ask_for(self._chain_id, period, plan)
-        self._chain.ask_upgrade(request.signed(self._signer.address, await self._signer.sign(request)))
+        while True:
+            period = self._agreed.period
+            if self._chain is None or period is None:
+                raise ConfigError("the agent has seen no block yet", fix="Ask again in a moment.")
+            request = ask_for(self._chain_id, period, plan)
+            try:
+                signature = await self._signer.sign(request)
+            except NotAgreed:  # a round ended meanwhile
+                continue
+            self._chain.ask_upgrade(request.signed(self._signer.address, signature))
+            return
 
     async def sign_tick(self, tick: UnsignedPayload) -> bytes:
         """The agent's signature under a tick: the round's time is over."""

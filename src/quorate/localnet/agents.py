@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quorate.abci import make_testnet
+from quorate.abci import UpgradeDue, make_testnet
 from quorate.chain import Wallet
 from quorate.errors import ConfigError
 from quorate.fsm import Service
@@ -172,6 +172,7 @@ def command_of(file: AgentFile, root: Path, host: Sequence[str], passphrase: str
         cwd=root,
         events=file.events,
         may_end_with=(0,),  # it has left the service
+        again_after=UpgradeDue.exit_code,
     )
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from quorate.errors import SetupError
-from quorate.localnet.events import EventWriter, occurred
+from quorate.localnet.events import EventWriter, has_occurred, occurred
 from quorate.localnet.processes import Child, Supervisor
 
 __all__ = ["Command", "Crew"]
@@ -27,6 +28,8 @@ class Command:
     events: Path
     may_end_with: tuple[int, ...] = ()
     """Exit codes that are nobody's fault; any other end of its own ends the run."""
+    again_after: int | None = None
+    """The exit code with which a process that was ready asks to be started again: its code has changed."""
 
 
 @dataclass
@@ -48,8 +51,23 @@ class Crew:
             command = self.commands[name]
             self._written[name] = command.events.stat().st_size if command.events.exists() else 0
             self._children[name] = await self.supervisor.spawn(
-                name, command.argv, env=command.env, cwd=command.cwd, may_end_with=command.may_end_with
+                name,
+                command.argv,
+                env=command.env,
+                cwd=command.cwd,
+                may_end_with=command.may_end_with,
+                on_end=partial(self._again, name),
             )
+
+    async def _again(self, name: str, child: Child) -> bool:
+        """Start one that asks for it again; one that asks before it is ready would do so for ever."""
+        command = self.commands[name]
+        if child.returncode != command.again_after or not has_occurred(
+            command.events, "ready", after=self._written[name]
+        ):
+            return False
+        await self.start(name)
+        return True
 
     async def ready(self, *names: str, within_s: float) -> None:
         """Wait until these (all, if none is named) are ready; raises `SetupError` for one that is not in time."""

@@ -37,7 +37,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Event", "EventWriter", "Tailer", "occurred", "parse", "replay"]
+__all__ = ["Event", "EventWriter", "Tailer", "has_occurred", "occurred", "parse", "replay"]
 
 _POLL_S = 0.05
 _HOLD_BACK_S = 0.1  # a line may be this late in its file and still come out in its place
@@ -147,6 +147,11 @@ async def occurred(path: Path, kind: str, *, after: int = 0) -> Event:
             if event.kind == kind:
                 return event
         await asyncio.sleep(_POLL_S)
+
+
+def has_occurred(path: Path, kind: str, *, after: int = 0) -> bool:
+    """True where an event of this kind is in the file, beyond its first `after` bytes."""
+    return any(event.kind == kind for event in _Tail(path, after).new_events())
 
 
 class _Tail:

@@ -22,7 +22,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -180,11 +180,13 @@ class Supervisor:
         cwd: Path | None = None,
         may_end: bool = False,
         may_end_with: Collection[int] = (),
+        on_end: Callable[[Child], Awaitable[bool]] | None = None,
     ) -> Child:
         """Start a child whose output goes to `logs`/NAME.log (appended, if it is a restart).
 
         `env` is added to our own environment. With `may_end` the child's end is nobody's fault, with `may_end_with`
-        one of these exit codes is none. Raises `SetupError` if the program cannot be started.
+        one of these exit codes is none; `on_end` is asked about any other: True where it has seen to it. Raises
+        `SetupError` if the program cannot be started.
         """
         if self._is_stopping:
             raise RuntimeError(f"{name} was to be started while the run is being stopped")
@@ -210,7 +212,7 @@ class Supervisor:
         child = Child(name, log, process, mark)
         self.children.append(child)
         self._guard.tell("child", *map(str, child.tracked))
-        watcher = asyncio.create_task(self._watch(child, may_end, may_end_with), name=f"watch {name}")
+        watcher = asyncio.create_task(self._watch(child, may_end, may_end_with, on_end), name=f"watch {name}")
         self._watchers.add(watcher)
         watcher.add_done_callback(self._watchers.discard)
         return child
@@ -227,9 +229,17 @@ class Supervisor:
         """The memory of all that runs, by the name of the child."""
         return {child.name: child.usage() for child in self.children if child.is_running}
 
-    async def _watch(self, child: Child, may_end: bool, may_end_with: Collection[int]) -> None:
+    async def _watch(
+        self,
+        child: Child,
+        may_end: bool,
+        may_end_with: Collection[int],
+        on_end: Callable[[Child], Awaitable[bool]] | None,
+    ) -> None:
         code = await child.wait()
         if child.is_ending or may_end or code in may_end_with or self._failure is not None:
+            return
+        if on_end is not None and await on_end(child):
             return
         self._failure = ChildExited(child)
         self._has_cancelled_owner = True

@@ -15,7 +15,6 @@ from quorate.abci import Plan, Target
 from quorate.abci.machine import Replica
 from quorate.errors import ConfigError
 from quorate.fsm import Service, State, codec
-from quorate.host.decision_maker import NotAgreed
 from quorate.host.runner import Runner
 
 __all__ = ["Rollout", "successor_of"]
@@ -74,5 +73,5 @@ class Rollout:
         for runner in runners:
             try:
                 await runner.ask_upgrade(self.plan)
-            except (ConfigError, NotAgreed):
+            except ConfigError:
                 continue
