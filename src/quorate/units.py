@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NewType
 
-__all__ = ["Address", "Bps", "Call", "Hash", "Wei"]
+__all__ = ["Address", "Blocks", "Bps", "Call", "Hash", "Height", "PeriodNumber", "RoundNumber", "Rounds", "Wei"]
 
 Address = NewType("Address", str)
 """An account or contract on an EVM chain: ``0x`` and 40 hex digits, checksummed (EIP-55)."""
@@ -23,6 +23,21 @@ Wei = NewType("Wei", int)
 
 Bps = NewType("Bps", int)
 """Basis points: 10_000 are the whole."""
+
+Height = NewType("Height", int)
+"""Which block of the service's own chain: 1 is the first."""
+
+RoundNumber = NewType("RoundNumber", int)
+"""Which round: they are counted since genesis, from 1, and never anew."""
+
+PeriodNumber = NewType("PeriodNumber", int)
+"""Which period: laps of the service that were over when it began."""
+
+Blocks = NewType("Blocks", int)
+"""A number of blocks."""
+
+Rounds = NewType("Rounds", int)
+"""A number of rounds."""
 
 
 @dataclass(frozen=True)

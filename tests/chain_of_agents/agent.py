@@ -33,6 +33,7 @@ from quorate.abci.pb.tendermint.abci import types_pb2 as pb
 from quorate.errors import ConfigError
 from quorate.fsm import Period, Settled, codec
 from quorate.members import Change
+from quorate.offences import Offence
 from quorate.rounds.membership import CHANGE_MEMBERS
 from tests.chain_of_agents.keys import Key, key_of
 from tests.chain_of_agents.services import ALL
@@ -164,6 +165,9 @@ class SimpleAgent:
 
     def sent(self, payload: SignedPayload, via: Via) -> None:
         self.journal.write("sent", sequence=payload.sequence, via=via, payload=payload.encode().hex())
+
+    def offended(self, offence: Offence, proof: bytes) -> None:
+        self.journal.write("offence", what=offence.kind, member=offence.member, sequence=offence.sequence)
 
     async def sign_tick(self, tick: UnsignedPayload) -> bytes:
         self.journal.write("tick", sequence=tick.sequence)

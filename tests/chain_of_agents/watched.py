@@ -20,6 +20,7 @@ from typing import Any
 from quorate.abci import Agent, Archive, Genesis, Retention, ServiceApp, SignedPayload, Store, UnsignedPayload, Via
 from quorate.abci.pb.tendermint.abci import types_pb2 as pb
 from quorate.fsm import Period, Service, Settled, codec
+from quorate.offences import Offence
 from quorate.units import Address
 
 __all__ = [
@@ -162,6 +163,9 @@ class _WatchedAgent:
     def sent(self, payload: SignedPayload, via: Via) -> None:
         self.agent.sent(payload, via)
         self.bomb.pass_by("sent", self.height())
+
+    def offended(self, offence: Offence, proof: bytes) -> None:
+        self.agent.offended(offence, proof)
 
     async def sign_tick(self, tick: UnsignedPayload) -> bytes:
         return await self.agent.sign_tick(tick)

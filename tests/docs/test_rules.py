@@ -8,8 +8,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from quorate.offences import Offence, Offences
 from quorate.rounds import rules
 from quorate.testing import Network
+from quorate.units import Address, Hash, Height, PeriodNumber, RoundNumber
 
 TEXT = (Path(__file__).parents[2] / "docs/rules.md").read_text()
 
@@ -21,7 +23,7 @@ def test_every_rule_has_a_row() -> None:
 
 
 async def test_the_service_that_it_shows_is_halted_and_comes_back() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     module: Any = ModuleType("shown")
     sys.modules["shown"] = module  # where annotations are looked up
     try:
@@ -35,3 +37,16 @@ async def test_the_service_that_it_shows_is_halted_and_comes_back() -> None:
             assert net.period.round is module.look
     finally:
         del sys.modules["shown"]
+
+
+def test_the_state_that_it_shows_sees_who_equivocated() -> None:
+    _, code = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    module: Any = ModuleType("guarded")
+    sys.modules["guarded"] = module
+    try:
+        exec(compile(code, "docs/rules.md", "exec", dont_inherit=True), module.__dict__)  # noqa: S102  # our own text
+        offence = Offence("equivocation", Address("0xA"), Height(9), RoundNumber(7), PeriodNumber(0), Hash("0x"))
+        assert not module.has_equivocated(module.Guarded())
+        assert module.has_equivocated(module.Guarded(offences=Offences().plus(offence)))
+    finally:
+        del sys.modules["guarded"]

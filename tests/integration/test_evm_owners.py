@@ -22,6 +22,7 @@ from quorate.fsm import Period, Settled
 from quorate.host.agreed import Agreed
 from quorate.host.decision_maker import Limits, QuorateDecisionMaker, SigningMessage
 from quorate.host.settler import SafeSettler
+from quorate.host.signed import Memory
 from quorate.members import Change, Identity, Member
 from quorate.rounds.membership import CHANGE_MEMBERS
 from quorate.rounds.owners import owners_of
@@ -57,7 +58,7 @@ class Boundary:
         account = SimpleNamespace(crypto_objects={"ethereum": SimpleNamespace(entity=WALLETS[address]._account)})
         identity = SimpleNamespace(name="agent", address=address)
         self.handler = QuorateDecisionMaker(identity=identity, wallet=account, config={})
-        self.handler.bind(agreed, CHAIN, Limits(safe=safe, chain_id=chain_id))
+        self.handler.bind(agreed, CHAIN, Limits(safe=safe, chain_id=chain_id), Memory())
 
     async def sign(self, request: Any) -> bytes:
         message = SigningMessage(request)

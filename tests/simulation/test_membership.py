@@ -22,6 +22,7 @@ from quorate.abci.genesis import POWER
 from quorate.abci.pb.tendermint.abci import types_pb2 as pb
 from quorate.fsm import Period, Service, Settled
 from quorate.members import MAX_MEMBERS, Change, Member
+from quorate.offences import Offence
 from quorate.rounds import pause
 from quorate.rounds.membership import CHANGE_MEMBERS, change_members, interrupt, transitions
 from quorate.testing.disk import Disk, MemoryStore
@@ -74,6 +75,9 @@ class Operator:
 
     def sent(self, payload: SignedPayload, via: Via) -> None:
         self.ways.append((payload.sequence, via))
+
+    def offended(self, offence: Offence, proof: bytes) -> None:
+        raise AssertionError(f"nobody lies here: {offence}")
 
     async def sign_tick(self, tick: UnsignedPayload) -> bytes:
         return self.key.sign_digest(tick.digest())

@@ -22,6 +22,7 @@ from quorate.abci import (
 )
 from quorate.abci.pb.tendermint.abci import types_pb2 as pb
 from quorate.fsm import Period, Service, Settled
+from quorate.offences import Offence
 from tests.chain_of_agents.keys import Key, keys
 from tests.chain_of_agents.services import counting
 
@@ -42,6 +43,7 @@ class Recorder:
         self.ways: list[tuple[int, Via]] = []
         self.wants = ""
         """An interrupt that it asks for in every round that opens."""
+        self.offences: list[tuple[Offence, bytes]] = []
 
     def opened(self, period: Period, committed: bool) -> None:
         self.opens.append((period.sequence, committed))
@@ -69,6 +71,9 @@ class Recorder:
 
     def sent(self, payload: SignedPayload, via: Via) -> None:
         self.ways.append((payload.sequence, via))
+
+    def offended(self, offence: Offence, proof: bytes) -> None:
+        self.offences.append((offence, proof))
 
     async def sign_tick(self, tick: UnsignedPayload) -> bytes:
         return self.key.sign_digest(tick.digest())

@@ -132,7 +132,7 @@ async def test_requirement_1_a_proposal_is_ready_in_time_however_full_the_mempoo
         before = time.process_time()
         txs = await asyncio.wait_for(chain.propose(), timeout_s)
         took_s = part * (time.process_time() - before)
-        assert len(txs) == 4
+        assert sum(tx[0] == Kind.PAYLOAD for tx in txs) == 4  # beside the evidence of who flooded
         demand(took_s < timeout_s, f"PrepareProposal takes {took_s:.2f} s of CPU, timeout_propose is {timeout_s} s")
 
     await passes_and_fails(tmp_path, check, VerifiesAnew)

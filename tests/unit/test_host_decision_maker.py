@@ -34,6 +34,7 @@ from quorate.host.decision_maker import (
     QuorateDecisionMaker,
     SigningMessage,
 )
+from quorate.host.signed import Memory
 from quorate.host.signer import Signer
 from quorate.model import ModelRequest
 from quorate.rounds import same
@@ -103,7 +104,7 @@ class Boundary:
     def __init__(self, wallet: AeaWallet, limits: Limits | None = LIMITS) -> None:
         self.agreed = Agreed()
         self.handler = decision_maker(wallet)
-        self.handler.bind(self.agreed, CHAIN, limits)
+        self.handler.bind(self.agreed, CHAIN, limits, Memory())
 
     def ask(self, request: Any) -> bytes:
         message = SigningMessage(request)
@@ -316,7 +317,7 @@ def test_nobody_can_change_what_it_believes(boundary: Boundary) -> None:
     mine = Agreed()
     mine.commit(period(intent=replace(INTENT, nonce=9)))
     with pytest.raises(RuntimeError, match="bound already"):
-        boundary.handler.bind(mine, "other", None)
+        boundary.handler.bind(mine, "other", None, Memory())
     with pytest.raises(NotAgreed):
         boundary.ask(IntentRequest(replace(INTENT, nonce=9)))
 

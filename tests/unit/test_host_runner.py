@@ -12,17 +12,18 @@ from typing import Any
 
 import pytest
 
-from quorate.abci import Plan, SignedPayload, Target, UnsignedPayload, opening_of
+from quorate.abci import Plan, SignedPayload, Target, UnsignedPayload, opening_of, payload_for
 from quorate.abci.machine import tick_for
 from quorate.chain import Wallet
 from quorate.errors import ChainError, ConfigError, ModelError, ServiceError, TimedOut, Unreachable
 from quorate.fsm import BACK, Interrupt, Period, Service, Settled, State, agree
 from quorate.host.agreed import Agreed
-from quorate.host.decision_maker import Limits, NotAgreed, OverLimit, SigningRequest
+from quorate.host.decision_maker import AlreadySigned, Limits, NotAgreed, OverLimit, SigningRequest
 from quorate.host.journal import Journal
 from quorate.host.runner import Runner
+from quorate.offences import Offence
 from quorate.rounds import same
-from quorate.units import Address
+from quorate.units import Address, Hash, Height, PeriodNumber, RoundNumber
 
 WALLET = Wallet.from_key(bytes([7]) * 32)
 OTHERS = [Wallet.from_key(bytes([n]) * 32).address for n in range(1, 4)]
@@ -469,3 +470,30 @@ async def test_an_operator_asks_for_another_version_in_the_agents_name(stage: St
     assert ask.opening.hex() == SERVICE.spec_hash, "it leaves this version, and no other one"
     with pytest.raises(ConfigError, match="over 1"):
         await stage.runner.ask_upgrade(Plan(Target(1, "ab" * 32)))
+
+
+async def test_what_was_signed_in_a_former_life_goes_out_in_place_of_what_the_act_gives_now(stage: Stage) -> None:
+    """Two payloads for one opening would be an equivocation, and on record for good."""
+    now = period()
+    before = payload_for(CHAIN, now, b"7")
+    signed = before.signed(WALLET.address, WALLET.sign_digest(before.digest()))
+
+    class Remembers(ScriptedSigner):
+        async def sign(self, request: SigningRequest) -> bytes:
+            raise AlreadySigned(signed)
+
+    stage.runner._signer = Remembers(stage.agreed)  # type: ignore[assignment]
+    stage.runner.opened(now, True)
+    await asyncio.sleep(0.01)
+    assert stage.offered == [signed]
+
+
+async def test_an_offence_is_told_and_its_proof_kept(stage: Stage) -> None:
+    kept: dict[str, bytes] = {}
+    stage.runner._keep = kept.__setitem__
+    evidence = Hash("0x" + "11" * 32)
+    offence = Offence("equivocation", OTHERS[0], Height(9), RoundNumber(7), PeriodNumber(1), evidence)
+    stage.runner.offended(offence, b"proof")
+    (event,) = stage.events("offence")
+    assert (event["what"], event["member"], event["sequence"]) == ("equivocation", OTHERS[0], 7)
+    assert kept == {f"{evidence}.abi": b"proof"}

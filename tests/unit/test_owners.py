@@ -13,6 +13,7 @@ from quorate.chain.safe import _SENTINEL, _abi
 from quorate.fsm import Context, Period, Service, Settled, agree
 from quorate.host.agreed import Agreed
 from quorate.host.decision_maker import IntentRequest, Limits, OverLimit, QuorateDecisionMaker, SigningMessage
+from quorate.host.signed import Memory
 from quorate.members import Change, with_change
 from quorate.rounds import owners, same
 from quorate.rounds.membership import CHANGE_MEMBERS
@@ -115,7 +116,7 @@ def boundary(state: Owned) -> QuorateDecisionMaker:
     made = QuorateDecisionMaker(identity=SimpleNamespace(name="a", address=A), wallet=wallet, config={})
     agreed = Agreed()
     agreed.commit(begin(state))
-    made.bind(agreed, CHAIN, Limits(safe=SAFE, chain_id=1))
+    made.bind(agreed, CHAIN, Limits(safe=SAFE, chain_id=1), Memory())
     return made
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from quorate.abci.app import Agent, ServiceApp, Via
 from quorate.abci.archive import Archive, Retention
-from quorate.abci.genesis import BindingSigner, Genesis, Identity, Member, binding_digest, make_identity
+from quorate.abci.genesis import BindingSigner, Genesis, Identity, Member, binding_digest, has_signed, make_identity
 from quorate.abci.machine import opening_of, payload_for
 from quorate.abci.node import Broadcast, Node, NodeExited, NodeUnreachable, Status
 from quorate.abci.payload import MAX_BODY_BYTES, SignedPayload, UnsignedPayload, payload_digest
@@ -50,6 +50,7 @@ __all__ = [
     "Via",
     "ask_for",
     "binding_digest",
+    "has_signed",
     "make_identity",
     "make_joiner",
     "make_testnet",

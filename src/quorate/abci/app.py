@@ -26,9 +26,11 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import asdict
 from typing import Any, Literal, Protocol, TypeVar
 
 from quorate.abci.archive import FORMAT, Archive, Incoming, Snapshot
+from quorate.abci.evidence import Equivocation, Watch
 from quorate.abci.genesis import POWER, Genesis
 from quorate.abci.machine import AHEAD, MAX_TICKS, Applied, Block, Replica, apply_block, execute, judge, tick_for
 from quorate.abci.membership import begin, by_validator
@@ -38,11 +40,13 @@ from quorate.abci.pb.tendermint.abci import types_pb2 as pb
 from quorate.abci.pb.tendermint.types import validator_pb2
 from quorate.abci.server import Application
 from quorate.abci.store import Store
-from quorate.abci.transaction import Kind, Roll, Transaction, encode_bundle, encode_single
+from quorate.abci.transaction import Kind, Roll, Transaction, encode_bundle, encode_evidence, encode_single
 from quorate.abci.upgrade import FIRST_HEIGHT, UpgradeDue, Upgrades
 from quorate.errors import ConfigError, PeerError
 from quorate.fsm import Period, Service, Settled, codec
 from quorate.members import Member
+from quorate.offences import Offence, OffenceKind
+from quorate.signatures import keccak
 from quorate.units import Address
 
 __all__ = ["Agent", "ServiceApp", "Via"]
@@ -53,10 +57,13 @@ _FAST_ACT_S = 0.012  # ExtendVote waits at most this long, and only where recent
 _GATHER_S = 0.04  # the proposer that wakes the chain waits at most this long for the rest of a quorum
 _RESEND_S = 1.0
 _QUIET_S = 0.25  # while blocks of the past rush in, acts start only after a pause of this length
+_MAX_ACCUSATIONS = 16  # evidence that this node is bringing forward at a time; what is left out the others bring
 _TICK_GAP_S = 0.1  # between the first two ticks; doubles
 _CLOCK_MARGIN_S = 0.005
 _FAREWELL_S = 2.0  # a vote that the others may still need has long been passed on then
 _TX_OVERHEAD_BYTES = 8  # protobuf's, for each transaction in a block
+
+_Deed = tuple[OffenceKind, Address, int]  # whoever did it, in this round
 
 _Proposal = TypeVar("_Proposal", pb.RequestProcessProposal, pb.RequestExtendVote, pb.RequestFinalizeBlock)
 _log = logging.getLogger(__name__)
@@ -77,6 +84,10 @@ class Agent(Protocol):
 
     def sent(self, payload: SignedPayload, via: Via) -> None:
         """An offered payload went out this way; it may still be counted by the other."""
+
+    def offended(self, offence: Offence, proof: bytes) -> None:
+        """A decided block recorded this. `proof` is for a contract, its keccak256 is `offence.evidence`; empty where
+        the chain itself is the evidence."""
 
     async def sign_tick(self, tick: UnsignedPayload) -> bytes:
         """65 bytes: the agent's signature of `tick.digest()`. The round's time is over; the chain has to see it."""
@@ -120,6 +131,8 @@ class ServiceApp(Application):
         self._wall_clock = wall_clock
         self.archive = archive
         self._incoming: Incoming | None = None
+        self._watch = Watch(genesis.chain_id)
+        self._accusing: dict[_Deed, float] = {}
         saved = store.load()
         first = Replica.start(begin(service, genesis))
         self._replica = first if saved is None else Replica.decode(service, saved)
@@ -185,6 +198,11 @@ class ServiceApp(Application):
     def awaits_snapshot(self) -> bool:
         """True for a later version's code without a state: the chain's first blocks are not its own to execute."""
         return not self.height and self.genesis.spec_hash != self.service.spec_hash
+
+    @property
+    def oldest_accusation_s(self) -> float:
+        """For how long this node has known of an offence that is not on record; 0 where it knows of none."""
+        return max((_now_s() - since for since in self._accusing.values()), default=0.0)
 
     def start(self, broadcast: Callable[[bytes], Awaitable[Broadcast]]) -> None:
         """Begin to act: in a sleeping chain nobody else would. `broadcast` gives the node's mempool a transaction."""
@@ -401,6 +419,7 @@ class ServiceApp(Application):
         self._change_members(before)
         self._is_asleep = applied.replica.app_hash == before.app_hash  # CometBFT's own rule for a block without news
         self._outbox.forget_before(self.period.sequence)
+        self._tell_offences(applied)
         if applied.settled is not None:
             self._agent.settled(applied.settled, self.period, self.height)
         self._go_on()
@@ -430,7 +449,7 @@ class ServiceApp(Application):
         """Believe the members of the committed state."""
         validators = by_validator(self.members, self._replica.turnover)
         self._by_validator = validators
-        self._roll = Roll(self.genesis.chain_id, {member.address for member in validators.values()})
+        self._roll = Roll(self.genesis.chain_id, {member.address for member in validators.values()}, self._hear)
 
     def _change_members(self, before: Replica) -> None:
         """What the block just committed means for who may speak, and for this agent where it comes or goes."""
@@ -564,6 +583,9 @@ class ServiceApp(Application):
             tx = self._roll.transaction(request.tx)
             if tx.kind is Kind.BUNDLE:
                 raise PeerError("a bundle; only a proposer writes one")
+            if tx.kind is Kind.EVIDENCE:
+                execute(self._replica, tx)
+                return pb.ResponseCheckTx()
             rounds_ahead = tx.payloads[0].sequence - self.period.sequence
             if rounds_ahead > AHEAD:
                 raise PeerError(f"a payload for {rounds_ahead} rounds ahead; at most {AHEAD} are held")
@@ -605,6 +627,7 @@ class ServiceApp(Application):
             "asleep": self._is_asleep,
             "version": self.service.version,
             "upgrade": json.loads(codec.encode(self._replica.upgrades)),
+            "offences": [asdict(offence) for offence in self._replica.offences.latest],
         }
 
     # ---- beside the handlers
@@ -671,6 +694,29 @@ class ServiceApp(Application):
             return
         if answer.code:
             _log.info("the mempool refused a transaction: %s", answer.log)
+
+    def _hear(self, payload: SignedPayload) -> None:
+        """Every payload whose signature was checked here; who contradicts himself is accused."""
+        evidence = self._watch.heard(payload)
+        if evidence is None or self._replica.why_no_evidence(evidence) is not None:
+            return
+        deed = (evidence.kind, evidence.member, evidence.sequence)
+        if deed not in self._accusing and len(self._accusing) < _MAX_ACCUSATIONS:
+            self._accusing[deed] = _now_s()
+            self._spawn(self._accuse(deed, evidence))
+
+    async def _accuse(self, deed: _Deed, evidence: Equivocation) -> None:
+        """Hand the evidence to the mempool until it is on record, by whomever."""
+        tx = encode_evidence(evidence)
+        while self._replica.why_no_evidence(evidence) is None:
+            await self._hand_over(tx)
+            await asyncio.sleep(_RESEND_S)
+        del self._accusing[deed]
+
+    def _tell_offences(self, applied: Applied) -> None:
+        proofs = {"0x" + keccak(proof).hex(): proof for proof in applied.proofs}
+        for offence in applied.replica.offences.recorded_in(applied.replica.height):
+            self._agent.offended(offence, proofs.get(offence.evidence, b""))
 
     def _watch_deadline(self) -> None:
         """See to it that the running round's deadline finds a block to be noticed in."""

@@ -23,16 +23,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from quorate.abci.evidence import Equivocation
 from quorate.abci.genesis import POWER
 from quorate.abci.membership import Turnover, powers_of, roster_of, seat
 from quorate.abci.payload import SignedPayload, UnsignedPayload
-from quorate.abci.transaction import Kind, Transaction, tick_round
+from quorate.abci.transaction import INTERRUPT, Kind, Transaction, tick_round
 from quorate.abci.upgrade import NO_UPGRADES, Plan, Target, UpgradeDue, Upgrades, take_over
 from quorate.errors import ConfigError, PeerError, ServiceError
 from quorate.fsm import Period, Service, Settled, Votes, codec
 from quorate.members import Member
 from quorate.nesting import load_json
-from quorate.units import Address
+from quorate.offences import Offence, Offences, informed, taken_back
+from quorate.units import Address, Height, PeriodNumber, RoundNumber
 
 __all__ = [
     "AHEAD",
@@ -70,8 +72,14 @@ def opening_of(period: Period) -> bytes:
 
 
 def payload_for(chain_id: str, period: Period, body: bytes) -> UnsignedPayload:
-    """The payload that carries `body` (the canonical encoding of what `act` returned) into `period`'s round."""
-    return UnsignedPayload(chain_id, period.state.period, period.sequence, period.round.name, opening_of(period), body)
+    """The payload that carries `body` (what `act` returned in canonical encoding, or an ask) into `period`'s round."""
+    name = _name_for(period, body)
+    return UnsignedPayload(chain_id, period.state.period, period.sequence, name, opening_of(period), body)
+
+
+def _name_for(period: Period, body: bytes) -> str:
+    """The round name under which `body` is signed: an ask goes beside a payload and does not contradict it."""
+    return f"{period.round.name}{INTERRUPT}" if body.startswith(b"!") else period.round.name
 
 
 def tick_for(chain_id: str, period: Period, attempt: int) -> UnsignedPayload:
@@ -100,6 +108,7 @@ class Replica:
     upgrades: Upgrades = NO_UPGRADES
     inherited: bytes = b""
     """The app hash that an older version gave for this height, where no block of this one has come yet."""
+    offences: Offences = field(default_factory=Offences)
 
     @staticmethod
     def start(period: Period) -> Replica:
@@ -118,6 +127,8 @@ class Replica:
         rest = _dump(fields).encode()
         if self.upgrades != NO_UPGRADES:  # likewise
             rest += codec.encode(self.upgrades)
+        if self.offences.counts:  # likewise
+            rest += b"offences" + codec.encode(self.offences)
         return hashlib.sha256(period_digest + rest).digest()
 
     @property
@@ -131,8 +142,8 @@ class Replica:
             return f"it is for round {payload.sequence}; round {self.period.sequence} is going on"
         if payload.opening != self.opening or payload.period != self.period.state.period:
             return f"it answers another opening of round {payload.sequence} than the agreed one"
-        if payload.round != self.period.round.name:
-            return f"it is for {payload.round}; round {payload.sequence} is {self.period.round.name}"
+        if payload.round != (name := _name_for(self.period, payload.body)):
+            return f"it is for {payload.round}; round {payload.sequence} is {name}"
         return self.period.refusal(payload.sender, payload.sequence, payload.body)
 
     def why_no_tick(self, tick: SignedPayload) -> str | None:
@@ -146,6 +157,14 @@ class Replica:
         if len(tick.body) != 1 or not self.ticks_of(tick.sender) <= tick.body[0] < MAX_TICKS:
             return f"tick {tick.body.hex()} of {tick.sender}, who has spent {self.ticks_of(tick.sender)} of {MAX_TICKS}"
         return None
+
+    def why_no_evidence(self, evidence: Equivocation) -> str | None:
+        """Why this evidence, whose signatures were checked, would not count in the next block; None where it counts."""
+        if evidence.sequence > self.period.sequence + AHEAD:
+            return f"it is about round {evidence.sequence}; round {self.period.sequence} is going on"
+        if evidence.member not in {*self.period.members, *(one.address for one in self.turnover.former)}:
+            return f"{evidence.member} is no member any more"
+        return self.offences.why_not(evidence.kind, evidence.member, evidence.sequence, self.period.sequence)
 
     def ticks_of(self, sender: Address) -> int:
         """How many ticks `sender` has spent in this round."""
@@ -161,6 +180,7 @@ class Replica:
         period = base64.b64encode(self.period.encode()).decode()
         fields = [self.height, self.hot, self.ticks, self.absences, self.demoted, period, self.turnover.plain()]
         fields.append(json.loads(codec.encode(self.upgrades)))
+        fields.append(json.loads(codec.encode(self.offences)))
         return _dump([*fields, _checksum(fields)]).encode()
 
     @staticmethod
@@ -187,6 +207,7 @@ class Replica:
                 demoted,
                 Turnover.read(later[0]) if later else Turnover(),  # from before members could change
                 upgrades,
+                offences=codec.decode(Offences, codec.encode(later[2])) if len(later) > 2 else Offences(),
             )
             if upgrades_now is upgrades:
                 return replica
@@ -233,6 +254,8 @@ class Applied:
     settled: Settled | None
     powers: tuple[tuple[str, int], ...] = ()
     """New voting powers, by CometBFT address; they hold two blocks later."""
+    proofs: tuple[bytes, ...] = ()
+    """For a contract: what proves the offences that evidence in this block has put on record."""
 
 
 def _checksum(fields: Sequence[object]) -> str:
@@ -256,6 +279,8 @@ def execute(replica: Replica, tx: Transaction) -> Replica:
     if tx.kind is Kind.UPGRADE:
         (ask,) = tx.payloads
         return dataclasses.replace(replica, upgrades=replica.upgrades.asked(replica.period, ask))
+    if tx.evidence is not None:
+        return _convict(replica, tx.evidence)
     for payload in tx.payloads:
         problem = replica.why_no_tick(payload) if tx.kind is Kind.TICK else replica.why_not(payload)
         if problem is not None:
@@ -267,6 +292,14 @@ def execute(replica: Replica, tx: Transaction) -> Replica:
             period = replica.period.deliver(payload.sender, payload.sequence, payload.body)
             replica = dataclasses.replace(replica, period=period)
     return replica
+
+
+def _convict(replica: Replica, evidence: Equivocation) -> Replica:
+    if (problem := replica.why_no_evidence(evidence)) is not None:
+        raise PeerError(f"evidence against {evidence.member}: {problem}", evidence=evidence.encode())
+    height, sequence, period = Height(replica.height + 1), RoundNumber(evidence.sequence), PeriodNumber(evidence.period)
+    offence = Offence(evidence.kind, evidence.member, height, sequence, period, evidence.digest)
+    return dataclasses.replace(replica, offences=replica.offences.plus(offence))
 
 
 def apply_block(replica: Replica, block: Block) -> Applied:
@@ -299,7 +332,9 @@ def apply_block(replica: Replica, block: Block) -> Applied:
         current, changed = _count_absences(dataclasses.replace(current, hot=block.height), block)
         powers |= changed
     current = dataclasses.replace(current, height=block.height)
-    return Applied(current, tuple(accepted), settled, tuple(sorted(powers.items())))
+    counted_txs = [tx for tx, counts in zip(block.txs, accepted, strict=True) if tx and counts]
+    proofs = tuple(tx.evidence.proof for tx in counted_txs if tx.evidence)
+    return Applied(current, tuple(accepted), settled, tuple(sorted(powers.items())), proofs)
 
 
 def _execute_if_sound(replica: Replica, tx: Transaction | None) -> Replica | None:
@@ -310,11 +345,15 @@ def _execute_if_sound(replica: Replica, tx: Transaction | None) -> Replica | Non
 
 
 def _end(replica: Replica, time_ms: int) -> tuple[Replica, Settled | None]:
-    period, settled = replica.period.end_block(time_ms)
-    if settled is None:
+    before = replica.period
+    period, settled = (seen := informed(before, replica.offences)).end_block(time_ms)
+    if settled is None:  # the round goes on, from the state that it opened with
+        period = period if seen is before else dataclasses.replace(before, clock_ms=period.clock_ms)
         return dataclasses.replace(replica, period=period), None
-    period = seat(period)
-    return dataclasses.replace(replica, period=period, opening=opening_of(period), ticks=()), settled
+    height, ended = Height(replica.height + 1), RoundNumber(settled.sequence)
+    period, offences = taken_back(seat(period), replica.offences, height, ended)
+    after = dataclasses.replace(replica, period=period, opening=opening_of(period), ticks=(), offences=offences)
+    return after, settled
 
 
 def _turn_over(replica: Replica, before: tuple[Member, ...], height: int) -> tuple[Replica, dict[str, int]]:

@@ -19,8 +19,10 @@ __all__ = [
     "MAX_BODY_BYTES",
     "MAX_PAYLOAD_BYTES",
     "MAX_ROUND_NAME_BYTES",
+    "SignedHeader",
     "SignedPayload",
     "UnsignedPayload",
+    "header_digest",
     "payload_digest",
 ]
 
@@ -36,6 +38,13 @@ _UINT64 = 1 << 64
 
 def payload_digest(chain_id: str, period: int, sequence: int, round_name: str, opening: bytes, body: bytes) -> bytes:
     """The 32 bytes that an agent signs for a payload (EIP-712; `body` is covered by its keccak256)."""
+    return header_digest(chain_id, period, sequence, round_name, opening, keccak(body))
+
+
+def header_digest(
+    chain_id: str, period: int, sequence: int, round_name: str, opening: bytes, body_hash: bytes
+) -> bytes:
+    """As `payload_digest`, for who knows only the body's keccak256: a contract, say."""
     return typed_digest(
         _DOMAIN,
         _TYPE,
@@ -44,7 +53,7 @@ def payload_digest(chain_id: str, period: int, sequence: int, round_name: str, o
         sequence.to_bytes(32, "big"),
         text_hash(round_name),
         opening,
-        keccak(body),
+        body_hash,
     )
 
 
@@ -73,6 +82,24 @@ class UnsignedPayload:
 
 
 @dataclass(frozen=True)
+class SignedHeader:
+    """A signed payload with its body as a hash: all that the signature covers, in a few bytes."""
+
+    sender: Address
+    period: int
+    sequence: int
+    round: str
+    opening: bytes
+    body_hash: bytes
+    signature: bytes
+
+    def is_signed_by_sender(self, chain_id: str) -> bool:
+        """True where the signature is `sender`'s, made for the chain `chain_id`."""
+        digest = header_digest(chain_id, self.period, self.sequence, self.round, self.opening, self.body_hash)
+        return recover(digest, self.signature) == self.sender
+
+
+@dataclass(frozen=True)
 class SignedPayload:
     """A payload with its signature. It names no chain: the one who checks it knows which chain it is on."""
 
@@ -84,10 +111,16 @@ class SignedPayload:
     body: bytes
     signature: bytes
 
+    @property
+    def header(self) -> SignedHeader:
+        """What of it was signed."""
+        return SignedHeader(
+            self.sender, self.period, self.sequence, self.round, self.opening, keccak(self.body), self.signature
+        )
+
     def is_signed_by_sender(self, chain_id: str) -> bool:
         """True where the signature is `sender`'s, made for the chain `chain_id`."""
-        digest = payload_digest(chain_id, self.period, self.sequence, self.round, self.opening, self.body)
-        return recover(digest, self.signature) == self.sender
+        return self.header.is_signed_by_sender(chain_id)
 
     def encode(self) -> bytes:
         """The wire form; there is exactly one for a payload."""

@@ -1,26 +1,40 @@
-"""The bytes of a block: four kinds of transaction, each made of signed payloads. Pure.
+"""The bytes of a block: its kinds of transaction, made of signed payloads. Pure.
 
 1 bundle      payloads that rode on the vote extensions of the last commit; only a proposer writes it, and first
 2 payload     one payload that came late or while the chain slept, through the mempool
 3 tick        one signed "look at the time": it makes a block when a deadline is over and nobody has anything to say
 4 upgrade     one signed ask for another version of the service's code
+5 evidence    that a member broke the rules (`quorate.abci.evidence`); from anybody, unsigned, for it proves itself
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
+from quorate.abci.evidence import Equivocation
 from quorate.abci.payload import MAX_PAYLOAD_BYTES, SignedPayload
 from quorate.abci.upgrade import ASK_ROUND
 from quorate.errors import PeerError
 from quorate.units import Address
 
-__all__ = ["MAX_TX_BYTES", "Kind", "Roll", "Transaction", "encode_bundle", "encode_single", "tick_round"]
+__all__ = [
+    "INTERRUPT",
+    "MAX_TX_BYTES",
+    "Kind",
+    "Roll",
+    "Transaction",
+    "encode_bundle",
+    "encode_evidence",
+    "encode_single",
+    "tick_round",
+]
 
 MAX_TX_BYTES = 1 + MAX_PAYLOAD_BYTES
 """The largest transaction that the mempool takes (a bundle never passes through it)."""
+INTERRUPT = "/ask"
+"""Marks the name under which an ask for an interrupt is signed: it goes beside a payload and contradicts nothing."""
 _SIZE_BYTES = 2
 _CACHED_PAYLOADS = 4096
 
@@ -32,6 +46,7 @@ class Kind(IntEnum):
     PAYLOAD = 2
     TICK = 3
     UPGRADE = 4
+    EVIDENCE = 5
 
 
 _KINDS = {kind.value: kind for kind in Kind}
@@ -43,6 +58,7 @@ class Transaction:
 
     kind: Kind
     payloads: tuple[SignedPayload, ...]
+    evidence: Equivocation | None = None
 
 
 def encode_bundle(payloads: Iterable[SignedPayload]) -> bytes:
@@ -56,12 +72,17 @@ def encode_single(kind: Kind, payload: SignedPayload) -> bytes:
     return bytes([kind]) + payload.encode()
 
 
+def encode_evidence(evidence: Equivocation) -> bytes:
+    """The transaction that brings `evidence` before all."""
+    return bytes([Kind.EVIDENCE]) + evidence.encode()
+
+
 def tick_round(round_name: str) -> str:
     """The name under which a tick of `round_name` is signed; no round's own name holds a slash."""
     return f"{round_name}/tick"
 
 
-_MARKS = {Kind.TICK: tick_round(""), Kind.UPGRADE: ASK_ROUND}
+_MARKS = {Kind.PAYLOAD: ("", INTERRUPT), Kind.TICK: (tick_round(""),), Kind.UPGRADE: (ASK_ROUND,)}
 
 
 class Roll:
@@ -72,8 +93,12 @@ class Roll:
     0.1 ms).
     """
 
-    def __init__(self, chain_id: str, members: Iterable[Address]) -> None:
+    def __init__(
+        self, chain_id: str, members: Iterable[Address], heard: Callable[[SignedPayload], None] | None = None
+    ) -> None:
+        """`heard` is told of each payload that was verified anew; what it does changes no answer."""
         self.chain_id = chain_id
+        self._heard = heard
         self.members = frozenset(members)
         self._verified: dict[bytes, SignedPayload] = {}
 
@@ -91,6 +116,8 @@ class Roll:
         if len(self._verified) >= _CACHED_PAYLOADS:
             self._verified.pop(next(iter(self._verified)))
         self._verified[wire] = payload
+        if self._heard is not None:
+            self._heard(payload)
         return payload
 
     def transaction(self, data: bytes) -> Transaction:
@@ -103,9 +130,14 @@ class Roll:
             )
         if kind is Kind.BUNDLE:
             return Transaction(kind, tuple(self._bundled(data)))
+        if kind is Kind.EVIDENCE:
+            evidence = Equivocation.decode(self.chain_id, data[1:])
+            if evidence.member not in self.members:
+                raise PeerError(f"evidence against {evidence.member}, who is no member", evidence=data)
+            return Transaction(kind, (), evidence)
         payload = self.payload(data[1:])
         _, slash, mark = payload.round.partition("/")
-        if slash + mark != _MARKS.get(kind, ""):
+        if slash + mark not in _MARKS[kind]:
             raise PeerError(f"a {kind.name.lower()} transaction with a payload for {payload.round}", evidence=data)
         return Transaction(kind, (payload,))
 

@@ -42,6 +42,8 @@ def _table(seen: Snapshot) -> str:
         lines += ["", f"  EVM chain {seen.chain.url}: {what}"]
     for one in seen.operators:
         lines.append(f"  {one.name} {one.url}: {one.problem or 'is well'}")
+    for offence in part.offences if part else ():
+        lines.append(f"  {seen.name_of(offence.member)}: {offence.kind} in round {offence.sequence}")
     return "\n".join(lines)
 
 

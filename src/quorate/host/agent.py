@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -12,7 +13,7 @@ from typing import Any
 
 from aea.identity.base import Identity
 
-from quorate.abci import Archive, Genesis, Plan, ServiceApp, Store, Target, UpgradeDue, Validator
+from quorate.abci import Archive, Genesis, Plan, ServiceApp, Store, Target, UpgradeDue, Validator, has_signed
 from quorate.chain import Chain, OperatorRegistry, selector_of
 from quorate.errors import QuorateError
 from quorate.fsm import Period
@@ -24,7 +25,7 @@ from .agent_file import AgentFile, EvmSettings
 from .agreed import Agreed
 from .approvals import Approvals, membership_verbs
 from .connection import ServiceConnection
-from .context import ActContext, Equipment
+from .context import ActContext, Equipment, keep_evidence
 from .control import Control, Verb
 from .decision_maker import Limits
 from .journal import Journal
@@ -32,6 +33,7 @@ from .metrics import Metrics, keep_writing
 from .packages import build_agent
 from .runner import Runner
 from .settler import SafeSettler
+from .signed import FileMemory
 from .signer import Signer
 from .versions import installed
 
@@ -61,7 +63,8 @@ class HostedAgent:
             data_dir=file.home,
             connect=self._connection,
         )
-        decision_maker.bind(self._agreed, file.chain_id, _limits(file.evm))
+        self._memory = FileMemory(file.home / "signed.log", has_signed_before=has_signed(file.comet_home))
+        decision_maker.bind(self._agreed, file.chain_id, _limits(file.evm), self._memory)
         self._signer = Signer(file.me, self._agent.context.decision_maker_message_queue.put_nowait)
         self._resources = AsyncExitStack()
         self._watch: asyncio.Task[None] | None = None
@@ -79,6 +82,7 @@ class HostedAgent:
         finally:
             self._agent.stop()
             self._journal.close()
+            self._memory.close()
         if self._failure is not None:
             raise self._failure
 
@@ -116,6 +120,7 @@ class HostedAgent:
             journal=self._journal,
             context_of=lambda period: ActContext(equipment, period),
             told=approvals.settled,
+            keep=functools.partial(keep_evidence, self._file.evidence_dir),
         )
         store = Store(self._file.home / "state.db", self._file.chain_id)
         archive = Archive(self._file.home / "snapshots") if self._file.peers else None

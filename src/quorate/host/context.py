@@ -21,7 +21,7 @@ from .journal import Journal
 from .settler import SafeSettler
 from .vault import FileVault
 
-__all__ = ["ActContext", "Equipment"]
+__all__ = ["ActContext", "Equipment", "keep_evidence"]
 
 T = TypeVar("T")
 
@@ -103,12 +103,17 @@ class ActContext:
 
     def keep(self, name: str, content: bytes) -> None:
         """Keep `content` in this agent's evidence folder; the name is one file name, never a path."""
-        if Path(name).name != name or name.startswith("."):
-            raise ValueError(f"{name!r} is no plain file name")
-        self._equipment.evidence.mkdir(parents=True, exist_ok=True)
-        partial = self._equipment.evidence / f".{name}.partial"
-        partial.write_bytes(content)
-        partial.replace(self._equipment.evidence / name)
+        keep_evidence(self._equipment.evidence, name, content)
+
+
+def keep_evidence(folder: Path, name: str, content: bytes) -> None:
+    """Write `content` into the evidence folder, whole or not at all; the name is one file name, never a path."""
+    if Path(name).name != name or name.startswith("."):
+        raise ValueError(f"{name!r} is no plain file name")
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{name}.partial"
+    partial.write_bytes(content)
+    partial.replace(folder / name)
 
 
 def _given(value: T | None, what: str) -> T:

@@ -13,7 +13,7 @@ from typing import Any, get_args
 from aea.decision_maker.base import DecisionMakerHandler
 from aea.protocols.base import Message
 
-from quorate.abci import UnsignedPayload
+from quorate.abci import SignedPayload, UnsignedPayload
 from quorate.chain import SafeTransaction, is_owner_change
 from quorate.errors import QuorateError
 from quorate.model import ModelRequest
@@ -22,8 +22,10 @@ from quorate.rounds.settle import Intent, SafeSignature
 from quorate.units import Address, Call, Wei
 
 from .agreed import Agreed
+from .signed import Memory
 
 __all__ = [
+    "AlreadySigned",
     "ExecutionRequest",
     "IntentRequest",
     "Limits",
@@ -39,6 +41,14 @@ _MODEL_PATHS = frozenset({"/v1/chat/completions", "/v1/embeddings"})
 
 class NotAgreed(QuorateError):
     """Somebody asked for a signature that no quorum stands behind."""
+
+
+class AlreadySigned(NotAgreed):
+    """Another payload was signed for this round and opening, maybe before a restart; `payload` is that one."""
+
+    def __init__(self, payload: SignedPayload) -> None:
+        super().__init__(f"another payload was signed for {payload.round} (round {payload.sequence})")
+        self.payload = payload
 
 
 class OverLimit(QuorateError):
@@ -96,12 +106,17 @@ class QuorateDecisionMaker(DecisionMakerHandler):
         self._agreed: Agreed | None = None
         self._service_chain = ""
         self._limits: Limits | None = None
+        self._memory = Memory()
 
-    def bind(self, agreed: Agreed, service_chain: str, limits: Limits | None) -> None:
-        """Tell what to believe; once, before the first request. Without `limits` nothing on-chain is signed."""
+    def bind(self, agreed: Agreed, service_chain: str, limits: Limits | None, memory: Memory) -> None:
+        """Tell what to believe; once, before the first request. Without `limits` nothing on-chain is signed.
+
+        `memory` holds what was signed before, in former lives, too.
+        """
         if self._agreed is not None:
             raise RuntimeError("the decision maker was bound already; nobody may change what it believes")
         self._agreed, self._service_chain, self._limits = agreed, service_chain, limits
+        self._memory = memory
 
     def handle(self, message: Message) -> None:
         """Answer one request: a signature, or the reason why not."""
@@ -122,8 +137,7 @@ class QuorateDecisionMaker(DecisionMakerHandler):
             raise NotAgreed(f"a request of type {type(request).__name__}; nothing of that kind is ever signed")
         match request:
             case UnsignedPayload():
-                self._check_payload(request)
-                return self._sign_digest(request.digest())
+                return self._sign_payload(request)
             case ModelRequest():
                 if request.path not in _MODEL_PATHS:
                     raise OverLimit(f"a request to {request.path}; an agent may ask {sorted(_MODEL_PATHS)}")
@@ -135,12 +149,31 @@ class QuorateDecisionMaker(DecisionMakerHandler):
             case ExecutionRequest():
                 return self._sign_execution(request)
 
+    def _sign_payload(self, request: UnsignedPayload) -> bytes:
+        """The signature; for one opening of a round always of the same payload, written down before it leaves."""
+        self._check_payload(request)
+        if "/" in request.round:  # a tick or an ask: there may be several, and they contradict nothing
+            return self._sign_digest(request.digest())
+        known = self._memory.find(request)
+        if known is not None and known.body != request.body:
+            raise AlreadySigned(known)
+        if known is None:
+            known = request.signed(Address(self.identity.address), self._sign_digest(request.digest()))
+            self._memory.add(known)
+        return known.signature
+
     def _check_payload(self, payload: UnsignedPayload) -> None:
         if payload.chain_id != self._service_chain:
             raise NotAgreed(f"a payload for the chain {payload.chain_id!r}; this agent serves {self._service_chain!r}")
         period = self._agreed.period if self._agreed else None
         if period is not None and not period.sequence <= payload.sequence <= period.sequence + 2:
             raise NotAgreed(f"a payload for round {payload.sequence}; the quorum is in round {period.sequence}")
+        if self._memory.was_lost:
+            if period is None:
+                raise NotAgreed(f"a payload for round {payload.sequence}; what was signed before is lost")
+            self._memory.begin_at(period.sequence + 3)  # more than it can have signed ahead
+        if payload.sequence < self._memory.oldest:
+            raise NotAgreed(f"a payload for round {payload.sequence}; what was signed there may be forgotten")
 
     def _agreed_transaction(self, limits: Limits, intent: Intent) -> SafeTransaction:
         """The Safe's transaction for the agreed intent; refused unless `intent` is that one, and allowed.

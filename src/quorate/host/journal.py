@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quorate.fsm import Period, Settled
+from quorate.offences import Offence
 from quorate.units import Address
 
 __all__ = ["Journal"]
@@ -60,6 +61,18 @@ class Journal:
         self._acted_ms.pop(settled.sequence, None)
         self.emit(
             "settled", round=settled.round_name, event=settled.event, sequence=settled.sequence, height=height, ms=ms
+        )
+
+    def offended(self, offence: Offence) -> None:
+        """An offence is on record."""
+        self.emit(
+            "offence",
+            what=offence.kind,
+            member=offence.member,
+            height=offence.height,
+            sequence=offence.sequence,
+            period=offence.period,
+            evidence=offence.evidence,
         )
 
     def asking(self, operator: Address, model: str) -> None:

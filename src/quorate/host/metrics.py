@@ -34,6 +34,7 @@ _HELP: Mapping[str, tuple[str, str]] = {
     "quorate_refused_answers_total": ("counter", "Answers of model operators that were not counted."),
     "quorate_transactions_total": ("counter", "EVM transactions that this agent sent, or saw mined."),
     "quorate_gas_total": ("counter", "Gas of the transactions that this agent saw mined."),
+    "quorate_offences_total": ("counter", "Offences of members that went on record, by kind."),
     "quorate_errors_total": ("counter", "Errors that a person should look at."),
     "quorate_height": ("gauge", "The block in which a round last ended."),
     "quorate_sequence": ("gauge", "The round since genesis that the quorum is in."),
@@ -76,6 +77,8 @@ class Metrics:
         elif kind in ("sent", "mined"):
             self._add("quorate_transactions_total", {"what": kind})
             self._add("quorate_gas_total", {}, int(fields.get("gas", 0)))
+        elif kind == "offence":
+            self._add("quorate_offences_total", {"what": str(fields["what"])})
         elif kind == "error":
             self._add("quorate_errors_total", {})
 

@@ -17,11 +17,12 @@ from typing import Any, Protocol
 from quorate.abci import Plan, SignedPayload, UnsignedPayload, Via, ask_for, opening_of, payload_for
 from quorate.errors import ChainError, ConfigError, ModelError
 from quorate.fsm import Context, Period, Settled
+from quorate.offences import Offence
 from quorate.units import Address
 
 from . import logs
 from .agreed import Agreed
-from .decision_maker import NotAgreed, OverLimit
+from .decision_maker import AlreadySigned, NotAgreed, OverLimit
 from .journal import Journal
 from .signer import Signer
 
@@ -69,13 +70,16 @@ class Runner:
         journal: Journal,
         context_of: Callable[[Period], Context],
         told: Callable[[Settled], None] = lambda settled: None,
+        keep: Callable[[str, bytes], None] = lambda name, content: None,
     ) -> None:
+        """`keep` stores the proof of an offence under a name."""
         self._chain_id = chain_id
         self._signer = signer
         self._agreed = agreed
         self._journal = journal
         self._context_of = context_of
         self._told = told
+        self._keep = keep
         self._chain: _Chain | None = None
         self._acts: dict[_Key, asyncio.Task[None]] = {}
         self._committed = 0
@@ -113,6 +117,12 @@ class Runner:
     def sent(self, payload: SignedPayload, via: Via) -> None:
         """This agent's payload went out."""
         self._journal.sent(payload.round, payload.sequence, via)
+
+    def offended(self, offence: Offence, proof: bytes) -> None:
+        """Somebody's offence is on record."""
+        if proof:
+            self._keep(f"{offence.evidence}.abi", proof)
+        self._journal.offended(offence)
 
     def ask(self, event: str) -> None:
         """Ask for the interrupt `event`, in every period anew, until it happens, `withdraw`, or this life ends.
@@ -253,6 +263,8 @@ class Runner:
         request = payload_for(self._chain_id, period, body)
         try:
             return request.signed(self._signer.address, await self._signer.sign(request))
+        except AlreadySigned as error:
+            return error.payload  # this act ran before, in an earlier life, and had given this
         except NotAgreed:
             return None
 

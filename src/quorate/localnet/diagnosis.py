@@ -69,6 +69,8 @@ def diagnose(snapshot: Snapshot) -> Diagnosis:
     if part is not None and len(snapshot.answering) >= snapshot.quorum:
         findings += _acts(snapshot, part)
         findings += _rule(snapshot, part)
+    if part is not None:
+        findings += _offences(snapshot, part)
     since = None if part is None else _since(snapshot, part)
     return Diagnosis(
         verdict=_verdict(snapshot, findings, since),
@@ -118,6 +120,19 @@ def _agents(snapshot: Snapshot) -> Iterator[Finding]:
                 f"{agent.name} runs, but its node is connected with no other",
                 "See whether its network lets it reach the others' nodes.",
             )
+
+
+def _offences(snapshot: Snapshot, part: Part) -> Iterator[Finding]:
+    """What the agents have on record against each other: it explains no wait, but somebody should know."""
+    for one in part.offences:
+        name = snapshot.name_of(one.member)
+        yield Finding(
+            "offence",
+            (name,),
+            "says",
+            f"{name}: {one.kind} in round {one.sequence}, on record since block {one.height}",
+            f"The proof is {one.evidence}.abi in each agent's evidence folder." if one.kind == "equivocation" else "",
+        )
 
 
 def _absent(snapshot: Snapshot, agent: AgentView) -> Finding:

@@ -15,6 +15,7 @@ A line is one object: `t` (seconds since 1970), `who` ("agent-1"), `kind`, and t
 | signed | what, digest | the agent has signed |
 | sent | tx, keeper | the keeper has sent a transaction |
 | mined | tx, gas, block | the transaction is in a block |
+| offence | what, member, height, sequence, period, evidence | a member's offence is on record |
 | starting | models | an operator loads these models |
 | models | seconds | its models answer |
 | registered | operator, stake | it has registered, and staked so many units of 1e-18 token |

@@ -27,6 +27,7 @@ __all__ = [
     "AgentView",
     "ChainView",
     "Life",
+    "OnRecord",
     "OperatorView",
     "Part",
     "Snapshot",
@@ -47,6 +48,17 @@ _NO_WAIT = {"waiting_for": "", "reason": "", "asking": ""}
 
 
 @dataclass(frozen=True)
+class OnRecord:
+    """An offence that the agents agree on."""
+
+    kind: str
+    member: str
+    sequence: int
+    height: int
+    evidence: str
+
+
+@dataclass(frozen=True)
 class Part:
     """Where an agent's application is, by its own word."""
 
@@ -60,6 +72,8 @@ class Part:
     is_asleep: bool
     members: tuple[str, ...] = ()
     """Whose payloads count now."""
+    offences: tuple[OnRecord, ...] = ()
+    """The newest last."""
 
 
 @dataclass(frozen=True)
@@ -259,6 +273,10 @@ def _part(said: Mapping[str, Any]) -> Part:
         voted=tuple(said["voted"]),
         is_asleep=bool(said["asleep"]),
         members=tuple(said.get("members", ())),
+        offences=tuple(
+            OnRecord(one["kind"], one["member"], one["sequence"], one["height"], one["evidence"])
+            for one in said["offences"]
+        ),
     )
 
 

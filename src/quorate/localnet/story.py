@@ -98,6 +98,7 @@ class Story:
             "down": self._down,
             "left": self._left,
             "step": self._step,
+            "offence": self._offence,
             "note": self._note,
             "error": self._error,
         }
@@ -290,6 +291,12 @@ class Story:
         self.step = "" if self.step == text else self.step
         took = duration(1000 * float(event.get("s", 0)))
         return [Line(self.elapsed_s, event.who, f"{text} ({took})", Tone.DONE)]
+
+    def _offence(self, event: Event) -> list[Line]:
+        what, sequence = str(event.get("what")), event.get("sequence")
+        text = f"is on record for {what} in round {sequence}"
+        line = Line(self.elapsed_s, self.name(event.get("member")), text, Tone.BAD)
+        return self._once(("offence", str(event.get("member")), what, str(sequence)), line)
 
     def _note(self, event: Event) -> list[Line]:
         return [self._line(event, str(event.get("text")))]

@@ -784,7 +784,7 @@ class Consensus:
         if peer.is_liar or not self._is_canonical(peer, peer.height):
             return
         sequence = self.judge.expected[peer.height - 1].replica.period.sequence
-        for tx in peer.mempool:
+        for tx in (one for one in peer.mempool if one[:1] != bytes([Kind.EVIDENCE])):
             try:
                 payload = SignedPayload.decode(tx[1:])
             except PeerError:

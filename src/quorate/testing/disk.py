@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from quorate.abci import Archive, Retention, Store
 from quorate.errors import SetupError
+from quorate.host.signed import Memory
 
 __all__ = ["Disk", "MemoryArchive", "MemoryStore"]
 
@@ -20,6 +21,8 @@ class Disk:
         self.saved: bytes | None = None
         self.is_full = False
         self.saves = 0
+        self.signed = Memory()
+        """Signing state: it is on disk before a signature leaves, and an owner who removes a state keeps it."""
         self._before: deque[bytes | None] = deque(maxlen=_LOST_AT_MOST)
 
     def write(self, value: bytes) -> None:

@@ -20,6 +20,7 @@ from quorate.abci.transaction import Roll, Transaction
 from quorate.errors import PeerError, QuorateError
 from quorate.fsm import BACK, NO_MAJORITY, ROUND_TIMEOUT, AnyRound, Outcome, Period, Service, Votes, codec
 from quorate.fsm.state import is_kept
+from quorate.offences import PROVED, Watched, informed
 from quorate.units import Address
 
 __all__ = ["ASK", "INVARIANTS", "Judge", "Violation"]
@@ -68,7 +69,9 @@ INVARIANTS: Mapping[str, str] = MappingProxyType({
     "even powers": "Every power is even, and at most one validator is demoted.",
     "version taken over": "The next version of the code begins with state, round and hash of the one before.",
     # Agents
-    "one word": "An honest agent never signs two payloads for one opening in one life.",
+    "one word": "An honest agent never signs two payloads for one opening, however often it dies between.",
+    "the honest stay clean": "No honest agent is ever on record for what only a liar signs.",
+    "lies are recorded": "In a healthy network what an honest node can prove of a liar is on record within 5 s.",
     "one history": "What a client reads or acts on is a state of the one agreed history, and at one agent never an "
     "older one than before; what it writes takes effect once, after it was sent: its history is linearizable.",
     "signs nothing undecided": "On-chain an agent signs only what a committed block agreed on.",
@@ -136,7 +139,7 @@ class Judge:
         self._roll = Roll(self.chain_id, self.members)
         self._signed: dict[tuple[Address, bytes], set[bytes]] = defaultdict(set)
         self._asked: dict[Address, set[bytes]] = defaultdict(set)
-        self._lives: dict[tuple[Address, int, bytes], bytes] = {}
+        self._first_words: dict[tuple[Address, bytes], bytes] = {}
         self.intents: set[Any] = set()
         """Whatever a decided block agreed to have the Safe do."""
         self._reads: dict[tuple[Address, int], int] = {}
@@ -172,9 +175,9 @@ class Judge:
             ready.add(who)
             if len(ready) == len(self.members):
                 self._ready_s.setdefault(payload.opening, self.now_s())
-        if who in self.honest and "/" not in payload.round:
-            first = self._lives.setdefault((who, life, payload.opening), payload.body)
-            self.require("one word", first == payload.body, f"{who} signed {first!r} and {payload.body!r}")
+        if who in self.honest and "/" not in payload.round:  # ticks and asks may come several times
+            first = self._first_words.setdefault((who, payload.opening), payload.body)
+            self.require("one word", first == payload.body, f"{who} signed {first!r}, in life {life} {payload.body!r}")
 
     def read(self, who: Address, life: int, height: int, digest: bytes) -> None:
         """`who` was told, or told a client, that the agreed state at `height` has this digest (or this app hash)."""
@@ -205,6 +208,9 @@ class Judge:
         self._check_votes(counted)
         self._check_round(counted, applied, block)
         self._check_news(before, applied, any(applied.accepted))
+        for offence in applied.replica.offences.recorded_in(height):
+            is_sound = offence.kind not in PROVED or offence.member not in self.honest
+            self.require("the honest stay clean", is_sound, str(offence))
         self.require(
             "even powers",
             all(power % 2 == 0 for _, power in applied.powers) and genesis.POWER % 2 == 0 and len(applied.powers) <= 1,
@@ -311,7 +317,7 @@ class Judge:
             self.require("bounded ticks", 0 < count <= MAX_TICKS and who in members, f"{who} spent {count}")
 
     def _check_round(self, counted: Replica, applied: Applied, block: Block) -> None:
-        period, after, settled = counted.period, applied.replica.period, applied.settled
+        period, after, settled = informed(counted.period, counted.offences), applied.replica.period, applied.settled
         is_over = period.clock_ms > 0 and block.time_ms >= period.clock_ms + period.round.timeout_ms
         quorum = 2 * len(self.members) // 3 + 1
         self.require(
@@ -335,7 +341,7 @@ class Judge:
         agreed = period.state if outcome is None else outcome.state
         self.require(
             "rule settles" if outcome is not None else "interrupts",
-            (event, agreed) == (settled.event, after.state),
+            (event, _with_record(agreed, after.state)) == (settled.event, after.state),
             lambda: f"{period.round} ended with {settled.event}, its rule says {outcome}, interrupts {due}",
         )
         self.require("deadline kept", settled.event != ROUND_TIMEOUT or is_over, f"{period.round} timed out early")
@@ -429,7 +435,7 @@ class Judge:
         for one in dataclasses.fields(state):
             kept = is_kept(one)
             wanted = getattr(before, one.name) if kept else getattr(type(state)(), one.name)
-            if one.name != "period":
+            if one.name != "period" and not (one.name == "offences" and isinstance(state, Watched)):
                 self.require("declared fields cross", getattr(state, one.name) == wanted, f"{one.name} crossed")
 
     def _check_news(self, before: Replica, applied: Applied, has_counted: bool) -> None:
@@ -472,3 +478,8 @@ class Judge:
         except QuorateError:
             same = False
         self.require("read back as written", same, f"the state of height {replica.height} reads back otherwise")
+
+
+def _with_record(state: Any, after: Any) -> Any:
+    """`state` with the record that `after` holds: the machine writes it, not the rule."""
+    return dataclasses.replace(state, offences=after.offences) if isinstance(state, Watched) else state

@@ -29,6 +29,7 @@ from quorate.host.journal import Journal
 from quorate.host.runner import Runner
 from quorate.host.settler import SafeSettler
 from quorate.host.signer import Signer
+from quorate.offences import Offence
 from quorate.signatures import keccak
 from quorate.testing.disk import Disk, MemoryArchive, MemoryStore
 from quorate.testing.oracles import ASK, Judge
@@ -169,7 +170,7 @@ class Process:
             wallet=SimpleNamespace(crypto_objects={"ethereum": SimpleNamespace(entity=self.key)}),
             config={},
         )
-        handler.bind(agreed, CHAIN_ID, world.limits)
+        handler.bind(agreed, CHAIN_ID, world.limits, disk.signed)
         signer = _Signer(self, self.key, handler)
         journal = _Journal(self._fail)
         chain = world.chain(self.key.address)
@@ -241,6 +242,10 @@ class Process:
     def sent(self, payload: SignedPayload, via: Via) -> None:
         """For the runner."""
         self.runner.sent(payload, via)
+
+    def offended(self, offence: Offence, proof: bytes) -> None:
+        """For the runner."""
+        self.runner.offended(offence, proof)
 
     async def sign_tick(self, tick: UnsignedPayload) -> bytes:
         """The runner's signature."""

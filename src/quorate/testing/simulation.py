@@ -458,6 +458,12 @@ class _Simulation:
                 judge.require("periods go on", False, f"no period ended within {_HEALTHY_LIMIT_S:.0f} s")
                 return
         judge.require("periods go on", True)
+        for peer in net.honest:
+            if peer.process is not None:
+                known_s = peer.process.app.oldest_accusation_s
+                judge.require(
+                    "lies are recorded", known_s < 5, f"agent {peer.index} has had a proof for {known_s:.1f} s"
+                )
 
     # ---- parts
 
