@@ -28,6 +28,7 @@ __all__ = ["PATIENCE_S", "Chain"]
 
 PATIENCE_S = 90.0
 """How long a test waits for what must come; how fast it came is measured, and judged by who reads the figures."""
+_BESIDE_ANOTHER_S = 10.0
 
 
 @dataclass
@@ -75,6 +76,8 @@ class Chain(ChainOfAgents):
         self.judge = Judge()
         self.victims: set[int] = set()
         """Agents that may end by themselves for now."""
+        self.troubled: set[int] = set()
+        """Agents to which something is being done."""
         self.mounts: list[Path] = []
         self._tails = {index: _Tail(file.journal) for index, file in enumerate(self.files)}
 
@@ -266,6 +269,15 @@ class Chain(ChainOfAgents):
         await self.until(
             lambda: all(self.settled(index) >= target for index in chosen), PATIENCE_S, f"{rounds} more rounds"
         )
+
+    async def expect(self, holds: Callable[[], bool], what: str) -> None:
+        """Wait for what a perturbation brings about; beside another one, which may have stopped the chain, not long."""
+        if len(self.troubled) < 2:
+            await self.until(holds, PATIENCE_S, what)
+            return
+        end = time.monotonic() + _BESIDE_ANOTHER_S
+        while not holds() and time.monotonic() < end:
+            await self.hold(0.1)
 
     async def asleep(self) -> None:
         """Wait until all have the same height, and keep it for a second."""

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tests.fault.chain import PATIENCE_S, Chain
+from tests.fault.chain import Chain
 from tests.fault.skewed_node import VARIABLE
 
 __all__ = ["ALL", "TWELVE", "Perturbation", "can_mount"]
@@ -42,12 +42,17 @@ class Perturbation:
 
 
 async def _start_again(chain: Chain, victim: int) -> None:
+    await _stop(chain, victim)
+    chain.start(victim)
+
+
+async def _stop(chain: Chain, victim: int) -> None:
+    """Kill it, unless it has ended."""
     if victim in chain.processes:
         if chain.processes[victim].poll() is None:
             await chain.kill(victim)
         else:
             chain.processes.pop(victim)
-    chain.start(victim)
 
 
 class Kill(Perturbation):
@@ -174,13 +179,15 @@ class DiskFull(Perturbation):
         await asyncio.to_thread(chain.mount_small, victim, self.room_mib)
         since = chain.judge.last
         chain.start(victim)
-        await chain.until(lambda: chain.height(victim) > since, PATIENCE_S, "it runs on its small disk")
+        await chain.expect(lambda: chain.height(victim) > since, "it runs on its small disk")
         self.filler = chain.homes[victim] / "filler"
         await asyncio.to_thread(_fill, self.filler)
-        await chain.gone(victim)
+        process = chain.processes[victim]
+        await chain.expect(lambda: process.poll() is not None, f"agent {victim} ends, for it cannot write")
 
     async def end(self, chain: Chain, victim: int) -> None:
         self.filler.unlink()
+        await _stop(chain, victim)
         await asyncio.to_thread(chain.unmount, victim)
         chain.start(victim)
 
@@ -266,9 +273,8 @@ class DoubleSigner(Perturbation):
         def is_found(told: dict[str, Any]) -> bool:
             return bool(told and told["validator"] == address and told["height"] > since)
 
-        await chain.until(
+        await chain.expect(
             lambda: any(is_found(chain.last(other, "misbehavior")) for other in others),
-            PATIENCE_S,
             f"the others have evidence against agent {victim}",
         )
 
@@ -316,7 +322,7 @@ class Damage(Perturbation):
         path.write_bytes(data)
 
     async def end(self, chain: Chain, victim: int) -> None:
-        await chain.kill(victim) if chain.processes[victim].poll() is None else chain.processes.pop(victim)
+        await _stop(chain, victim)
         await asyncio.to_thread(chain.erase, victim)
         chain.start(victim)
 

@@ -29,7 +29,7 @@ async def perturb(chain: Chain, faults: Sequence[tuple[Perturbation, int]]) -> R
     """Begin all, end all in the same order; while fewer than a third are victims the others must go on meanwhile."""
     victims = {victim for _, victim in faults}
     standing = [index for index in range(chain.n) if index not in victims]
-    before = chain.judge.rounds
+    before, chain.troubled = chain.judge.rounds, victims
     chain.victims |= {victim for fault, victim in faults if fault.may_end}
     for fault, victim in faults:
         await fault.begin(chain, victim)
@@ -40,6 +40,7 @@ async def perturb(chain: Chain, faults: Sequence[tuple[Perturbation, int]]) -> R
     for fault, victim in faults:
         since = time.time()
         await fault.end(chain, victim)
+    chain.troubled = set()
     chain.victims -= victims  # from here on nobody may end by itself
     took = await chain.level(range(chain.n), since)
     await chain.goes_on()
