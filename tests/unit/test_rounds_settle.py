@@ -112,6 +112,16 @@ def test_when_two_of_four_refuse_the_intent_is_not_signed_and_stays_unsettled() 
     assert outcome.state.next_period().unsettled == (INTENT,)
 
 
+def test_what_a_reorg_took_away_and_fails_now_is_wanted_no_more_and_a_no_op_is() -> None:
+    restored = replace(STATE, used=INTENT.nonce, reached=INTENT.nonce + 1)
+    refusing = votes(signed(0), (AGENTS[1], REFUSED), (AGENTS[2], REFUSED))
+    outcome = keep_signatures(restored, refusing)
+    assert outcome is not None
+    assert (outcome.event, outcome.state.unsettled) == ("NO_MAJORITY", (INTENT, CANCEL))
+    split = votes(signed(0), signed(1), signed(2, "0x" + "ef" * 32), (AGENTS[3], REFUSED))
+    assert (keep_signatures(restored, split) or fail()).state.unsettled == (INTENT,)
+
+
 # ---- intents
 
 

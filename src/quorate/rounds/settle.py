@@ -300,6 +300,7 @@ def keep_signatures(state: S, votes: Votes[SafeSignature]) -> Outcome[Literal["D
 
     A signature that is not its sender's counts for nothing, so fewer than a third of liars can neither forge a
     transaction nor spoil one: at worst the round waits for the honest quorum. Who refuses counts for nothing too.
+    Where what a reorg took away is refused, a no-op is wanted at its nonce from then on.
     """
     by_digest: dict[Hash, list[tuple[Address, SafeSignature]]] = defaultdict(list)
     for sender, payload in votes.items():
@@ -310,7 +311,12 @@ def keep_signatures(state: S, votes: Votes[SafeSignature]) -> Outcome[Literal["D
             signed = tuple(by_digest[digest][: votes.quorum])  # one more than the Safe needs costs 7.7 k gas
             return Outcome("DONE", replace(state, signatures=signed, keeper=_first_keeper(state)))
     best = max((len(group) for group in by_digest.values()), default=0)
-    return Outcome("NO_MAJORITY", state) if best + votes.n - len(votes) < votes.quorum else None
+    if best + votes.n - len(votes) >= votes.quorum:
+        return None
+    intent, refusals = _intent_of(state), sum(payload == REFUSED for _, payload in votes.items())
+    if intent.nonce < state.reached and refusals > votes.n - votes.quorum:  # to be restored, and fails now
+        state = with_intent(state, replace(intent, calls=()))
+    return Outcome("NO_MAJORITY", state)
 
 
 @agree(keep_signatures, timeout_s=30, needs=("participants", "intent"), sets={"DONE": ("keeper", "signatures")})
