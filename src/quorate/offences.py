@@ -3,6 +3,7 @@
 | kind | recorded when | what proves it |
 | --- | --- | --- |
 | equivocation | two payloads of one member for one opening are shown | both signatures: `ecrecover` in a contract |
+| invalid payload | a payload that its round's codec refuses is shown | its signature; that it is invalid, the agents |
 | double signing | CometBFT's evidence of it is in a block | that block's header (`evidence_hash`): a light client |
 | downtime | a validator missed `DOWNTIME_WINDOW` blocks in a row | the commits of those blocks: a light client |
 | not revealing | a sealed round ended without the member's reveal | its commitment in agreed state, and no reveal |
@@ -36,16 +37,18 @@ __all__ = [
     "taken_back",
 ]
 
-OffenceKind = Literal["equivocation", "double signing", "downtime", "not revealing", "keeper silence"]
+OffenceKind = Literal[
+    "equivocation", "invalid payload", "double signing", "downtime", "not revealing", "keeper silence"
+]
 
-PROVED: frozenset[OffenceKind] = frozenset({"equivocation"})
+PROVED: frozenset[OffenceKind] = frozenset({"equivocation", "invalid payload"})
 """What an agent's own signatures prove; no honest one is ever on record for it."""
 MAX_LATEST_EACH = 4
 """Offences of one member and kind that are kept; the counts know of all."""
 MAX_LATEST = 128
 """Offences that are kept in all; the oldest are dropped first."""
 MAX_COUNTS = 256
-"""Pairs of member and kind that are counted: 5 kinds of many more members than a service has at a time."""
+"""Pairs of member and kind that are counted: six kinds of many more members than a service has at a time."""
 MAX_AGE = Rounds(1000)
 """A signature for an older round proves nothing any more: nobody keeps what was said for ever."""
 DOWNTIME_WINDOW = Blocks(128)
@@ -133,9 +136,11 @@ S = TypeVar("S", bound=State)
 def charge(state: S, kind: OffenceKind, member: Address, evidence: Hash) -> S:
     """`state` with an offence on record that the rule which calls this has found; as it was where nobody watches.
 
-    Height and round are the machine's to add: they are 0 until the block is over.
+    Height and round are the machine's to add: they are 0 until the block is over. One piece of evidence counts once.
     """
-    if not isinstance(state, Watched):
+    if not isinstance(state, Watched) or any(
+        (one.kind, one.member, one.evidence) == (kind, member, evidence) for one in state.offences.latest
+    ):
         return state
     found = Offence(kind, member, UNSTAMPED, RoundNumber(0), PeriodNumber(state.period), evidence)
     return replace(state, offences=state.offences.plus(found))

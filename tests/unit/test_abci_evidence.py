@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 from eth_abi.abi import decode as abi_decode
 
-from quorate.abci.evidence import EQUIVOCATION_ABI, Equivocation, Watch
+from quorate.abci.evidence import EQUIVOCATION_ABI, INVALID_PAYLOAD_ABI, Equivocation, InvalidPayload, Watch
 from quorate.abci.machine import Block, Replica, apply_block, judge, payload_for, tick_for
 from quorate.abci.payload import SignedPayload, UnsignedPayload, header_digest
 from quorate.abci.pb.tendermint.abci import types_pb2 as pb
 from quorate.abci.transaction import Kind, Roll, Transaction, encode_evidence, encode_single
 from quorate.errors import PeerError
 from quorate.fsm import Period
+from quorate.offences import DOWNTIME_WINDOW
 from quorate.signatures import keccak, recover
 from quorate.units import Hash
 from tests.chain_of_agents.keys import Key, keys
@@ -62,7 +63,6 @@ def test_the_proof_holds_what_a_contract_needs_to_recover_both_signatures() -> N
         digest = header_digest(chain, period, sequence, round_name, opening, body_hash)
         assert (recover(digest, signature) or "").lower() == member
     assert fields[6] != fields[8]
-    assert _evidence().digest == Hash("0x" + keccak(proof).hex())
 
 
 def _false(name: str) -> bytes:
@@ -123,6 +123,7 @@ def test_an_equivocation_is_recorded_once_and_is_news() -> None:
     (offence,) = applied.replica.offences.latest
     assert (offence.kind, offence.member, offence.height, offence.sequence) == ("equivocation", MEMBERS[0], 1, 1)
     assert applied.proofs == (_evidence().proof,)
+    assert offence.evidence == Hash("0x" + keccak(_evidence().proof).hex())
     assert applied.replica.hot == 1
     without = apply_block(START, Block(1, 1_000, ())).replica
     assert applied.replica.app_hash != without.app_hash
@@ -138,7 +139,7 @@ def test_evidence_of_rounds_far_ahead_or_long_gone_does_not_count() -> None:
 
 
 def test_a_watch_hears_contradictions_and_nothing_else() -> None:
-    watch, (one, two) = Watch(CHAIN), _two()
+    watch, (one, two) = Watch(CHAIN, counting), _two()
     elsewhere = replace(payload_for(CHAIN, START.period, b"2"), opening=bytes(32))
     assert watch.heard(one) is None
     assert watch.heard(one) is None
@@ -154,7 +155,7 @@ def test_a_watch_hears_contradictions_and_nothing_else() -> None:
 
 
 def test_a_watch_forgets_what_is_long_gone() -> None:
-    watch, (one, two) = Watch(CHAIN), _two()
+    watch, (one, two) = Watch(CHAIN, counting), _two()
     watch.heard(one)
     for sequence in range(2, 1027):
         watch.heard(replace(one, sequence=sequence))
@@ -200,3 +201,64 @@ async def test_a_vote_extension_that_contradicts_a_transaction_is_seen(chain: Co
     assert [pool for pool in chain.mempools if pool] == [
         [encode_evidence(Equivocation.of(CHAIN, one.header, two.header))]
     ]
+
+
+def _invalid(period: Period = START.period, body: bytes = b'"seven"') -> InvalidPayload:
+    return InvalidPayload(CHAIN, _signed(KEYS[0], payload_for(CHAIN, period, body)))
+
+
+def test_a_payload_that_the_rounds_codec_refuses_is_an_offence_by_itself() -> None:
+    wire = encode_evidence(_invalid())
+    tx = ROLL.transaction(wire)
+    assert tx.evidence == _invalid()
+    applied = apply_block(START, Block(1, 1_000, (tx, tx)))
+    assert applied.accepted == (True, False)
+    (offence,) = applied.replica.offences.latest
+    assert (offence.kind, offence.member, offence.sequence) == ("invalid payload", MEMBERS[0], 1)
+    ((member, chain, _, sequence, _, _, body, _),) = abi_decode((INVALID_PAYLOAD_ABI,), applied.proofs[0])
+    assert (member, chain, sequence, body) == (MEMBERS[0].lower(), CHAIN, 1, b'"seven"')
+
+
+def test_an_accusation_of_an_invalid_payload_is_refused_where_it_is_valid_or_may_be() -> None:
+    other = replace(_invalid(), payload=_two(key=KEYS[1])[0])
+    ask = InvalidPayload(CHAIN, _signed(KEYS[0], payload_for(CHAIN, START.period, b"!STOP")))
+    for evidence, why in ((other, "valid payload"), (ask, "no round")):
+        assert why in (judge(START, [ROLL.transaction(encode_evidence(evidence))]) or "")
+    stolen = replace(_invalid(), payload=replace(_invalid().payload, sender=MEMBERS[1]))
+    for wire in (encode_evidence(stolen), b"\x05\x03", b"\x05"):
+        with pytest.raises(PeerError):
+            ROLL.transaction(wire)
+
+
+def test_what_another_version_may_have_thought_valid_is_no_offence() -> None:
+    """After an upgrade only the opening that this code has opened is sure to be answered by this code's payloads."""
+    upgraded = replace(START, upgrades=replace(START.upgrades, began=7))
+    before = replace(_invalid().payload, opening=bytes(32))
+    old = InvalidPayload(CHAIN, before)
+    assert "another version" in (judge(upgraded, [Transaction(Kind.EVIDENCE, (), old)]) or "")
+    assert judge(upgraded, [Transaction(Kind.EVIDENCE, (), _invalid())]) is None
+    assert judge(START, [Transaction(Kind.EVIDENCE, (), old)]) is None
+
+
+def test_a_watch_hears_an_invalid_payload() -> None:
+    assert Watch(CHAIN, counting).heard(_invalid().payload) == _invalid()
+
+
+OWNERS = {"A": MEMBERS[0], "B": MEMBERS[1]}
+
+
+def test_whom_cometbft_convicts_is_on_record_with_the_block_as_evidence() -> None:
+    block = Block(1, 1_000, (), misbehaved=("A", "stranger"), hash=b"\x12" * 32, owners=OWNERS)
+    applied = apply_block(START, block)
+    (offence,) = applied.replica.offences.latest
+    assert (offence.kind, offence.member, offence.height) == ("double signing", MEMBERS[0], 1)
+    assert offence.evidence == "0x" + "12" * 32
+    assert applied.replica.hot == 1
+
+
+@pytest.mark.parametrize("missed", [1, 126, 127, 128, 255, 256])
+def test_who_is_away_for_a_whole_window_is_on_record_once_a_window(missed: int) -> None:
+    replica = replace(START, absences=(("A", 127), ("B", missed)))
+    block = Block(1, 1_000, (), ("B",), ("A",), hash=b"\x12" * 32, owners=OWNERS)
+    found = [(one.kind, one.member) for one in apply_block(replica, block).replica.offences.latest]
+    assert found == ([("downtime", MEMBERS[1])] if (missed + 1) % DOWNTIME_WINDOW == 0 else [])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from dataclasses import replace
+import dataclasses
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from quorate.errors import ChainError, ServiceError
 from quorate.fsm import Service, Votes, agree
+from quorate.offences import Watched
 from quorate.rounds import pause, register, same
 from quorate.rounds.settle import (
     MAX_AHEAD,
@@ -322,6 +324,24 @@ def test_a_keeper_whose_transaction_was_mined_late_was_not_silent() -> None:
     outcome = keep_settlement(replace(SENDING, silences=silences), all_say(MINED))
     assert outcome is not None
     assert [one.keeper for one in outcome.state.silences] == [AGENTS[3]]
+
+
+@dataclass(frozen=True)
+class Guarded(Settling, Watched):
+    """As `Settling`, and what is on record."""
+
+
+def test_a_keeper_that_was_silent_is_on_record_once_however_often_that_is_confirmed() -> None:
+    silences = (KeeperSilence(AGENTS[2], DIGEST, 2), KeeperSilence(AGENTS[3], DIGEST, 2))
+    fields = {one.name: getattr(SENDING, one.name) for one in dataclasses.fields(SENDING)}
+    guarded = Guarded(**{**fields, "silences": silences})
+    first = keep_settlement(guarded, all_say(MINED))
+    assert first is not None
+    again = keep_settlement(replace(guarded, offences=first.state.offences), all_say(MINED))  # after a deep reorg
+    for outcome in (first, again):
+        assert outcome is not None
+        (offence,) = outcome.state.offences.latest
+        assert (offence.kind, offence.member, offence.evidence) == ("keeper silence", AGENTS[3], DIGEST)
 
 
 # ---- review

@@ -30,7 +30,7 @@ from dataclasses import asdict
 from typing import Any, Literal, Protocol, TypeVar
 
 from quorate.abci.archive import FORMAT, Archive, Incoming, Snapshot
-from quorate.abci.evidence import Equivocation, Watch
+from quorate.abci.evidence import Evidence, Watch
 from quorate.abci.genesis import POWER, Genesis
 from quorate.abci.machine import AHEAD, MAX_TICKS, Applied, Block, Replica, apply_block, execute, judge, tick_for
 from quorate.abci.membership import begin, by_validator
@@ -131,7 +131,7 @@ class ServiceApp(Application):
         self._wall_clock = wall_clock
         self.archive = archive
         self._incoming: Incoming | None = None
-        self._watch = Watch(genesis.chain_id)
+        self._watch = Watch(genesis.chain_id, service)
         self._accusing: dict[_Deed, float] = {}
         saved = store.load()
         first = Replica.start(begin(service, genesis))
@@ -481,7 +481,12 @@ class ServiceApp(Application):
             is_absent = vote.block_id_flag == validator_pb2.BLOCK_ID_FLAG_ABSENT
             (absent if is_absent else present).append(vote.validator.address.hex().upper())
         time_ms = request.time.ToNanoseconds() // 1_000_000
-        return Block(request.height, time_ms, tuple(map(self._read, request.txs)), tuple(absent), tuple(present))
+        txs = tuple(map(self._read, request.txs))
+        convicted = tuple(one.validator.address.hex().upper() for one in request.misbehavior)
+        owners = {validator: member.address for validator, member in self._by_validator.items()}
+        return Block(
+            request.height, time_ms, txs, tuple(absent), tuple(present), convicted, bytes(request.hash), owners
+        )
 
     def _read(self, data: bytes) -> Transaction | None:
         try:
@@ -705,7 +710,7 @@ class ServiceApp(Application):
             self._accusing[deed] = _now_s()
             self._spawn(self._accuse(deed, evidence))
 
-    async def _accuse(self, deed: _Deed, evidence: Equivocation) -> None:
+    async def _accuse(self, deed: _Deed, evidence: Evidence) -> None:
         """Hand the evidence to the mempool until it is on record, by whomever."""
         tx = encode_evidence(evidence)
         while self._replica.why_no_evidence(evidence) is None:

@@ -16,19 +16,31 @@ from typing import Literal
 from eth_abi.abi import encode as abi_encode
 from eth_utils.address import to_checksum_address
 
-from quorate.abci.payload import MAX_ROUND_NAME_BYTES, SignedHeader, SignedPayload
+from quorate.abci.payload import MAX_PAYLOAD_BYTES, MAX_ROUND_NAME_BYTES, SignedHeader, SignedPayload
 from quorate.errors import PeerError
-from quorate.signatures import keccak
-from quorate.units import Address, Hash
+from quorate.fsm import Service, codec
+from quorate.units import Address
 
-__all__ = ["EQUIVOCATION_ABI", "MAX_EVIDENCE_BYTES", "Equivocation", "Watch"]
+__all__ = [
+    "EQUIVOCATION_ABI",
+    "INVALID_PAYLOAD_ABI",
+    "MAX_EVIDENCE_BYTES",
+    "Equivocation",
+    "Evidence",
+    "InvalidPayload",
+    "Watch",
+    "decode",
+]
 
 # sender, period, sequence, opening, twice body hash and signature, length of the round's name
 _HEAD = struct.Struct(">20sQQ32s32s65s32s65sB")
-MAX_EVIDENCE_BYTES = _HEAD.size + MAX_ROUND_NAME_BYTES
+MAX_EVIDENCE_BYTES = 1 + MAX_PAYLOAD_BYTES  # of the two kinds, an invalid payload is the longer one
 
 EQUIVOCATION_ABI = "(address,string,uint64,uint64,string,bytes32,bytes32,bytes,bytes32,bytes)"
 """Of `Equivocation.proof`: member, chain, period, sequence, round, opening, then body hash and signature twice."""
+
+INVALID_PAYLOAD_ABI = "(address,string,uint64,uint64,string,bytes32,bytes,bytes)"
+"""Of `InvalidPayload.proof`: member, chain, period, sequence, round, opening, body, signature."""
 
 _REMEMBERED = 1024
 
@@ -77,11 +89,6 @@ class Equivocation:
         )  # fmt: skip
         return abi_encode((EQUIVOCATION_ABI,), (fields,))
 
-    @property
-    def digest(self) -> Hash:
-        """keccak256 of `proof`."""
-        return Hash("0x" + keccak(self.proof).hex())
-
     def encode(self) -> bytes:
         """The wire form."""
         one, two, name = self.first, self.second, self.first.round.encode()
@@ -89,13 +96,13 @@ class Equivocation:
             bytes.fromhex(one.sender[2:]), one.period, one.sequence, one.opening,
             one.body_hash, one.signature, two.body_hash, two.signature, len(name),
         )  # fmt: skip
-        return head + name
+        return _EQUIVOCATION + head + name
 
     @staticmethod
     def decode(chain_id: str, data: bytes) -> Equivocation:
         """The evidence in `data`; `PeerError` where there is none, or either signature is not the member's."""
-        if not _HEAD.size < len(data) <= MAX_EVIDENCE_BYTES:
-            raise PeerError(f"evidence of {len(data)} bytes; {_HEAD.size + 1} to {MAX_EVIDENCE_BYTES} are possible")
+        if not _HEAD.size < len(data) <= (most := _HEAD.size + MAX_ROUND_NAME_BYTES):
+            raise PeerError(f"evidence of {len(data)} bytes; {_HEAD.size + 1} to {most} are possible")
         raw, period, sequence, opening, body, signed, other_body, other_signed, size = _HEAD.unpack_from(data)
         name = data[_HEAD.size :]
         if len(name) != size or not name.isascii():
@@ -111,25 +118,97 @@ class Equivocation:
         return found
 
 
+@dataclass(frozen=True)
+class InvalidPayload:
+    """A payload that its round's codec refuses: no honest agent signs one."""
+
+    chain_id: str
+    payload: SignedPayload
+    kind: Literal["invalid payload"] = "invalid payload"
+
+    @property
+    def member(self) -> Address:
+        """Whose signature it is."""
+        return self.payload.sender
+
+    @property
+    def sequence(self) -> int:
+        """The round that it is for."""
+        return self.payload.sequence
+
+    @property
+    def period(self) -> int:
+        """The period of that round."""
+        return self.payload.period
+
+    @property
+    def proof(self) -> bytes:
+        """For a contract: `abi.encode` by `INVALID_PAYLOAD_ABI`. It proves who signed what, not that it is invalid."""
+        one = self.payload
+        fields = (
+            one.sender, self.chain_id, one.period, one.sequence, one.round, one.opening, one.body, one.signature
+        )  # fmt: skip
+        return abi_encode((INVALID_PAYLOAD_ABI,), (fields,))
+
+    def encode(self) -> bytes:
+        """The wire form."""
+        return _INVALID + self.payload.encode()
+
+    @staticmethod
+    def decode(chain_id: str, data: bytes) -> InvalidPayload:
+        """The evidence in `data`; `PeerError` where there is none. What the codec says to it is not asked here."""
+        payload = SignedPayload.decode(data)
+        if not payload.is_signed_by_sender(chain_id):
+            raise PeerError(f"evidence that {payload.sender} did not sign for {chain_id}", evidence=data)
+        return InvalidPayload(chain_id, payload)
+
+    def why_valid(self, service: Service) -> str | None:
+        """Why an honest agent may have signed this; None where none does."""
+        round = service.rounds.get(self.payload.round)
+        if round is None:
+            return f"{service.name} has no round {self.payload.round}: another version may have it, or it is an ask"
+        try:
+            codec.decode(round.payload, self.payload.body)
+        except PeerError:
+            return None
+        return f"it is a valid payload of {round}"
+
+
+Evidence = Equivocation | InvalidPayload
+_EQUIVOCATION, _INVALID = b"\1", b"\2"
+
+
+def decode(chain_id: str, data: bytes) -> Evidence:
+    """The evidence in `data`; `PeerError` where there is none, or a signature in it is not the member's."""
+    if data[:1] == _EQUIVOCATION:
+        return Equivocation.decode(chain_id, data[1:])
+    if data[:1] == _INVALID:
+        return InvalidPayload.decode(chain_id, data[1:])
+    raise PeerError(f"evidence that begins with {data[:1].hex() or 'nothing'}; expected 01 or 02", evidence=data)
+
+
 class Watch:
-    """Hears every signed payload that reaches this node, and says when one contradicts an earlier one.
+    """Hears every signed payload that reaches this node, and says when one is invalid, or contradicts an earlier one.
 
     Remembers the last 1024 slots (one agent's word for one opening), and nothing across a restart: all nodes watch.
     """
 
-    def __init__(self, chain_id: str) -> None:
-        self._chain_id = chain_id
+    def __init__(self, chain_id: str, service: Service) -> None:
+        self._chain_id, self._service = chain_id, service
         self._heard: OrderedDict[object, SignedHeader] = OrderedDict()
 
-    def heard(self, payload: SignedPayload) -> Equivocation | None:
-        """The evidence that `payload`, whose signature was checked, makes with what was heard before."""
+    def heard(self, payload: SignedPayload) -> Evidence | None:
+        """The evidence that `payload`, whose signature was checked, is or makes with what was heard before."""
         if "/" in payload.round:
             return None
         header = payload.header
         before = self._heard.setdefault(_slot(header), header)
         if len(self._heard) > _REMEMBERED:
             self._heard.popitem(last=False)
-        return None if before.body_hash == header.body_hash else Equivocation.of(self._chain_id, before, header)
+        if before.body_hash != header.body_hash:
+            return Equivocation.of(self._chain_id, before, header)
+        alone = InvalidPayload(self._chain_id, payload)
+        return alone if alone.why_valid(self._service) is None else None
 
 
 def _slot(header: SignedHeader) -> object:

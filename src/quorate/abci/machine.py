@@ -19,22 +19,23 @@ import base64
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from quorate.abci.evidence import Equivocation
+from quorate.abci.evidence import Evidence, InvalidPayload
 from quorate.abci.genesis import POWER
 from quorate.abci.membership import Turnover, powers_of, roster_of, seat
 from quorate.abci.payload import SignedPayload, UnsignedPayload
 from quorate.abci.transaction import INTERRUPT, Kind, Transaction, tick_round
-from quorate.abci.upgrade import NO_UPGRADES, Plan, Target, UpgradeDue, Upgrades, take_over
+from quorate.abci.upgrade import FIRST_HEIGHT, NO_UPGRADES, Plan, Target, UpgradeDue, Upgrades, take_over
 from quorate.errors import ConfigError, PeerError, ServiceError
 from quorate.fsm import Period, Service, Settled, Votes, codec
 from quorate.members import Member
 from quorate.nesting import load_json
-from quorate.offences import Offence, Offences, informed, taken_back
-from quorate.units import Address, Height, PeriodNumber, RoundNumber
+from quorate.offences import DOWNTIME_WINDOW, Offence, OffenceKind, Offences, informed, taken_back
+from quorate.signatures import keccak
+from quorate.units import Address, Hash, Height, PeriodNumber, RoundNumber
 
 __all__ = [
     "AHEAD",
@@ -158,12 +159,17 @@ class Replica:
             return f"tick {tick.body.hex()} of {tick.sender}, who has spent {self.ticks_of(tick.sender)} of {MAX_TICKS}"
         return None
 
-    def why_no_evidence(self, evidence: Equivocation) -> str | None:
+    def why_no_evidence(self, evidence: Evidence) -> str | None:
         """Why this evidence, whose signatures were checked, would not count in the next block; None where it counts."""
         if evidence.sequence > self.period.sequence + AHEAD:
             return f"it is about round {evidence.sequence}; round {self.period.sequence} is going on"
         if evidence.member not in {*self.period.members, *(one.address for one in self.turnover.former)}:
             return f"{evidence.member} is no member any more"
+        if isinstance(evidence, InvalidPayload):
+            if self.upgrades.began > FIRST_HEIGHT and evidence.payload.opening != self.opening:
+                return "it may be of another version of the service, in which it is valid"
+            if (why := evidence.why_valid(self.period.service)) is not None:
+                return why
         return self.offences.why_not(evidence.kind, evidence.member, evidence.sequence, self.period.sequence)
 
     def ticks_of(self, sender: Address) -> int:
@@ -242,6 +248,12 @@ class Block:
     absent: tuple[str, ...] = ()
     """Validators that did not vote for the block before, by their CometBFT address."""
     present: tuple[str, ...] = ()
+    misbehaved: tuple[str, ...] = ()
+    """Validators whom CometBFT convicts in this block of signing twice, or a block that was never decided."""
+    hash: bytes = b""
+    """What CometBFT signs: it covers the evidence, and the votes that were missing."""
+    owners: Mapping[str, Address] = field(default_factory=dict)
+    """Whose validators they are; nobody else is put on record."""
 
 
 @dataclass(frozen=True)
@@ -294,12 +306,25 @@ def execute(replica: Replica, tx: Transaction) -> Replica:
     return replica
 
 
-def _convict(replica: Replica, evidence: Equivocation) -> Replica:
+def _convict(replica: Replica, evidence: Evidence) -> Replica:
     if (problem := replica.why_no_evidence(evidence)) is not None:
         raise PeerError(f"evidence against {evidence.member}: {problem}", evidence=evidence.encode())
     height, sequence, period = Height(replica.height + 1), RoundNumber(evidence.sequence), PeriodNumber(evidence.period)
-    offence = Offence(evidence.kind, evidence.member, height, sequence, period, evidence.digest)
+    offence = Offence(evidence.kind, evidence.member, height, sequence, period, _hash_of(evidence.proof))
     return dataclasses.replace(replica, offences=replica.offences.plus(offence))
+
+
+def _note(replica: Replica, block: Block, kind: OffenceKind, validators: Iterable[str]) -> Replica:
+    """What the block itself proves of these validators: its hash is the evidence."""
+    record, now = replica.offences, replica.period
+    for who in sorted(set(validators) & set(block.owners)):
+        where = Height(block.height), RoundNumber(now.sequence), PeriodNumber(now.state.period)
+        record = record.plus(Offence(kind, block.owners[who], *where, Hash("0x" + block.hash.hex())))
+    return replica if record is replica.offences else dataclasses.replace(replica, offences=record)
+
+
+def _hash_of(proof: bytes) -> Hash:
+    return Hash("0x" + keccak(proof).hex())
 
 
 def apply_block(replica: Replica, block: Block) -> Applied:
@@ -319,7 +344,8 @@ def apply_block(replica: Replica, block: Block) -> Applied:
         accepted.append(counted is not None)
         current = counted or current
     is_first = block.height == replica.upgrades.began  # its time is that of the votes before it: any age
-    has_news = any(accepted) or is_first
+    current = _note(current, block, "double signing", block.misbehaved)
+    has_news = any(accepted) or is_first or current.offences != replica.offences
     settled = None
     powers: dict[str, int] = {}
     if not is_first:
@@ -331,6 +357,8 @@ def apply_block(replica: Replica, block: Block) -> Applied:
     if has_news or settled:
         current, changed = _count_absences(dataclasses.replace(current, hot=block.height), block)
         powers |= changed
+        away = [who for who, count in current.absences if who in block.absent and count % DOWNTIME_WINDOW == 0]
+        current = _note(current, block, "downtime", away)
     current = dataclasses.replace(current, height=block.height)
     counted_txs = [tx for tx, counts in zip(block.txs, accepted, strict=True) if tx and counts]
     proofs = tuple(tx.evidence.proof for tx in counted_txs if tx.evidence)

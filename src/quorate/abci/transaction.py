@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
-from quorate.abci.evidence import Equivocation
-from quorate.abci.payload import MAX_PAYLOAD_BYTES, SignedPayload
+from quorate.abci.evidence import MAX_EVIDENCE_BYTES, Evidence
+from quorate.abci.evidence import decode as decode_evidence
+from quorate.abci.payload import SignedPayload
 from quorate.abci.upgrade import ASK_ROUND
 from quorate.errors import PeerError
 from quorate.units import Address
@@ -31,7 +32,7 @@ __all__ = [
     "tick_round",
 ]
 
-MAX_TX_BYTES = 1 + MAX_PAYLOAD_BYTES
+MAX_TX_BYTES = 1 + MAX_EVIDENCE_BYTES
 """The largest transaction that the mempool takes (a bundle never passes through it)."""
 INTERRUPT = "/ask"
 """Marks the name under which an ask for an interrupt is signed: it goes beside a payload and contradicts nothing."""
@@ -58,7 +59,7 @@ class Transaction:
 
     kind: Kind
     payloads: tuple[SignedPayload, ...]
-    evidence: Equivocation | None = None
+    evidence: Evidence | None = None
 
 
 def encode_bundle(payloads: Iterable[SignedPayload]) -> bytes:
@@ -72,7 +73,7 @@ def encode_single(kind: Kind, payload: SignedPayload) -> bytes:
     return bytes([kind]) + payload.encode()
 
 
-def encode_evidence(evidence: Equivocation) -> bytes:
+def encode_evidence(evidence: Evidence) -> bytes:
     """The transaction that brings `evidence` before all."""
     return bytes([Kind.EVIDENCE]) + evidence.encode()
 
@@ -131,7 +132,7 @@ class Roll:
         if kind is Kind.BUNDLE:
             return Transaction(kind, tuple(self._bundled(data)))
         if kind is Kind.EVIDENCE:
-            evidence = Equivocation.decode(self.chain_id, data[1:])
+            evidence = decode_evidence(self.chain_id, data[1:])
             if evidence.member not in self.members:
                 raise PeerError(f"evidence against {evidence.member}, who is no member", evidence=data)
             return Transaction(kind, (), evidence)

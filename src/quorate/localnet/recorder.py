@@ -68,7 +68,7 @@ async def record(
             signed_by = this["block"]["last_commit"]["signatures"]
             if signed_by:
                 validators = await _validators_of(node, height - 1, validators)
-            blocks.append(_decided(this["block"], signed_by, validators[1], following["block"]["header"]["app_hash"]))
+            blocks.append(_decided(this, signed_by, validators[1], following["block"]["header"]["app_hash"]))
     transcript = Transcript(service.name, genesis, service.spec(), tuple(blocks), start=start)
     return annotate(transcript, service, periods, older)
 
@@ -85,7 +85,8 @@ async def _validators_of(node: NodeRpc, height: int, known: tuple[bytes, list[st
     return now, [str(one["address"]) for one in found["validators"]]
 
 
-def _decided(block: dict[str, Any], signatures: list[dict[str, Any]], validators: list[str], after: str) -> Decided:
+def _decided(found: dict[str, Any], signatures: list[dict[str, Any]], validators: list[str], after: str) -> Decided:
+    block = found["block"]
     absent = [who for who, one in zip(validators, signatures, strict=False) if one["block_id_flag"] == _ABSENT]
     present = [who for who, one in zip(validators, signatures, strict=False) if one["block_id_flag"] != _ABSENT]
     return Decided(
@@ -95,7 +96,16 @@ def _decided(block: dict[str, Any], signatures: list[dict[str, Any]], validators
         absent=tuple(absent),
         present=tuple(present),
         app_hash=after.lower(),
+        hash=str(found["block_id"]["hash"]).lower(),
+        misbehaved=tuple(_convicted(one["value"]) for one in block["evidence"]["evidence"] or ()),
     )
+
+
+def _convicted(evidence: dict[str, Any]) -> str:
+    """The validator in CometBFT's evidence of a double vote."""
+    if "vote_a" not in evidence:
+        raise ConfigError("a block holds evidence of an attack on a light client; it cannot be recorded")
+    return str(evidence["vote_a"]["validator_address"])
 
 
 def _milliseconds(time: str) -> int:

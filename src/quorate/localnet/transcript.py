@@ -54,6 +54,10 @@ class Decided:
     """The round that the block ended, and the event."""
     state: Mapping[str, Any] | None = None
     """What was agreed when it did."""
+    hash: str = ""
+    """Hex; what offences of validators have as evidence."""
+    misbehaved: tuple[str, ...] = ()
+    """Validators whom CometBFT convicts in it."""
 
 
 @dataclass(frozen=True)
@@ -218,9 +222,12 @@ def _run(
                 return
         senders = by_validator(replica.members or genesis.members, replica.turnover).values()
         roll = Roll(genesis.chain_id, {member.address for member in senders})
+        owners = {member.validator_address: member.address for member in senders}
         txs = tuple(_transaction(roll, data) for data in block.txs)
         try:
-            applied = apply_block(replica, Block(block.height, block.time_ms, txs, block.absent, block.present))
+            proved = block.misbehaved, bytes.fromhex(block.hash), owners
+            seen = Block(block.height, block.time_ms, txs, block.absent, block.present, *proved)
+            applied = apply_block(replica, seen)
         except QuorateError as error:
             yield replica, error
             return
@@ -307,6 +314,8 @@ def _block(value: dict[str, Any]) -> Decided:
         counted=tuple(map(bool, value["counted"])),
         settled=None if settled is None else (str(settled[0]), str(settled[1])),
         state=value.get("state"),
+        hash=str(value.get("hash", "")),
+        misbehaved=tuple(value.get("misbehaved", ())),
     )
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from quorate.fsm import NO_MAJORITY, Act, AnyRound, Context, Outcome, Ready, Votes, agree, codec
+from quorate.offences import charge
 from quorate.rounds.rules import each, until_deadline
 from quorate.units import Address, Hash
 
@@ -72,7 +73,8 @@ def sealed(
     """Make an act two rounds: all commit to what it returns, and reveal it only when all commitments are agreed on.
 
     Field `into` takes the revealed (sender, payload) pairs, field `commitments` the (sender, hash) pairs, and field
-    `unrevealed` those who committed and did not reveal, or revealed something else: an offence to act upon.
+    `unrevealed` those who committed and did not reveal, or revealed something else: an offence to act upon. Where the
+    state is a `quorate.offences.Watched` it goes on record, with the commitment as evidence.
 
     Committing lasts until all have, or until its time is over and a quorum has. Revealing lasts until all that
     committed have answered, or until its time is over; with f or fewer reveals it ends with NO_MAJORITY, as soon as
@@ -121,7 +123,10 @@ def _reveal_rule(whole: AnyRound, into: str, commitments: str, unrevealed: str) 
 
     def end(state: Any, votes: Votes[Any]) -> Outcome[str, Any]:
         revealed = opened(state, votes)
-        silent = tuple(who for who, _ in getattr(state, commitments) if who not in dict(revealed))
+        withheld = tuple((who, its) for who, its in getattr(state, commitments) if who not in dict(revealed))
+        silent = tuple(who for who, _ in withheld)
+        for who, commitment in withheld:
+            state = charge(state, "not revealing", who, commitment)
         if len(revealed) <= (votes.n - 1) // 3:
             return Outcome(NO_MAJORITY, replace(state, **{unrevealed: silent}))
         return Outcome("DONE", replace(state, **{into: revealed, unrevealed: silent}))

@@ -32,6 +32,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from quorate.errors import ChainError
 from quorate.fsm import AnyRound, Context, Outcome, State, Votes, agree, keep, with_deadline
+from quorate.offences import charge
 from quorate.signatures import recover
 from quorate.units import Address, Call, Hash
 
@@ -164,7 +165,7 @@ class Settling(State):
     remembered: tuple[Settled, ...] = keep(())
     """The last final nonces, oldest first, at most 4."""
     silences: tuple[KeeperSilence, ...] = keep(())
-    """Offences of keepers, oldest first, at most 100."""
+    """Offences of keepers, oldest first, at most 100. Where the state is `Watched`, too, they go on record."""
 
 
 class Settler(Protocol):
@@ -407,6 +408,9 @@ def _settled(state: S, settlement: Settlement) -> Outcome[Literal["DONE", "FAILE
         remembered=(*state.remembered, final)[-REMEMBERED:],
         silences=tuple(one for one in state.silences if not _has_sent(one, settlement, state)),
     )
+    for one in state.silences:
+        if one.digest == _digest_of(state) and not _has_sent(one, settlement, state):
+            settled = charge(settled, "keeper silence", one.keeper, one.digest)
     return Outcome("DONE" if is_done else "FAILED", settled)
 
 

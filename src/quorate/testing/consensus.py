@@ -24,6 +24,7 @@ from quorate.abci import Genesis, Retention, SignedPayload, UpgradeDue
 from quorate.abci import genesis as genesis_module
 from quorate.abci import machine as rules
 from quorate.abci.archive import FORMAT
+from quorate.abci.membership import by_validator
 from quorate.abci.pb.tendermint.abci import types_pb2 as pb
 from quorate.abci.transaction import Kind, encode_bundle, encode_single
 from quorate.errors import ConfigError, PeerError, SetupError
@@ -635,7 +636,12 @@ class Consensus:
         """The first to decide a height says what it holds; every other honest one must hold the same."""
         if block.height > len(self.judge.hashes):
             present, absent = self._presence(block)
-            machine_block = rules.Block(block.height, block.time_ms, (), absent, present)
+            now = self.judge.witness
+            senders = by_validator(now.members or self.genesis.members, now.turnover)
+            owners = {validator: member.address for validator, member in senders.items()}
+            machine_block = rules.Block(
+                block.height, block.time_ms, (), absent, present, hash=block.hash, owners=owners
+            )
             applied = self.judge.decided(machine_block, block.txs, block.hash)
             self._trace("block", (block.height, block.hash.hex(), applied.replica.app_hash.hex()))
             powers = dict(self._powers[block.height + 1])

@@ -10,6 +10,7 @@ import pytest
 
 from quorate import ROUND_TIMEOUT, Address, Bps, Context, Hash, Outcome, Service, ServiceError, State, Votes
 from quorate.fsm import Period, codec
+from quorate.offences import Watched
 from quorate.rounds import SealedContext, draw, lot_of, pause, register, sealed
 from quorate.rounds.sealed import commitment_to
 from quorate.testing import Network
@@ -127,6 +128,19 @@ def test_a_reveal_counts_only_for_what_was_committed() -> None:
     assert done == Outcome("NO_MAJORITY", replace(state, unrevealed=(B, C)))
     honest = REVEAL(state, Votes.of({**sent, B: ("s", 7)}.items()))
     assert honest == Outcome("DONE", replace(state, forecasts=((A, Bps(7)), (B, Bps(7))), unrevealed=(C,)))
+
+
+@dataclass(frozen=True)
+class Guarded(Market, Watched):
+    """The same, and what is on record."""
+
+
+def test_who_does_not_reveal_is_on_record_with_its_commitment() -> None:
+    state = Guarded(commitments=commitments()[:3])
+    ended = REVEAL(state, Votes.of([(A, ("s", 7)), (B, ("s", 7)), (C, None), (D, None)]))
+    assert ended is not None
+    (offence,) = ended.state.offences.latest
+    assert (offence.kind, offence.member, offence.evidence) == ("not revealing", C, dict(state.commitments)[C])
 
 
 def test_too_few_reveals_end_at_once_when_no_more_can_come() -> None:
