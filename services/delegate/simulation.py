@@ -28,7 +28,10 @@ from services.delegate.service import DelegateConfig
 AGENTS = 4
 EVM_ID = 31337
 TOKEN, GOVERNOR, TREASURY, SAFE, PAYEE, REGISTRY, OPERATOR = (Address("0x" + digit * 40) for digit in "1234567")
-FINAL_DEPTH = 2
+DEPTHS = (2, 2, 2, 2, 7, 64)
+"""How many blocks an outcome may be reorganised away for, by the seed."""
+HELD = Wei(10**18)
+"""What the Safe holds. A delegate votes; it pays nobody."""
 _NO_TX = Hash("0x" + "00" * 32)
 _VOTE = load_abi("QuorateGovernor").function("castVoteWithReason", 3)
 _FOR = 1
@@ -58,6 +61,8 @@ class _Block:
     """(proposal, support), oldest first."""
     settled: tuple[tuple[Intent, Address, int], ...] = ()
     """(intent, sender, block number)."""
+    held: int = HELD
+    """Wei in the Safe."""
     mined: tuple[tuple[Address, Intent], ...] = ()
 
 
@@ -65,6 +70,8 @@ class _Block:
 class _Evm:
     blocks: list[_Block] = field(default_factory=lambda: [_Block()] * 100)
     pool: dict[Intent, Address] = field(default_factory=dict)
+    dear_until: int = 0
+    """Up to this block the base fee is above every owner's ceiling."""
 
     @property
     def head(self) -> int:
@@ -72,13 +79,12 @@ class _Evm:
 
     def mine(self) -> None:
         block = replace(self.blocks[-1], mined=())
-        for intent, sender in list(self.pool.items()):
+        for intent, sender in list(self.pool.items()) if self.head >= self.dear_until else ():
             if intent.nonce == block.nonce and _succeeds(block, intent):
                 votes = tuple(_vote_of(call) for call in intent.calls)
                 done = (intent, sender, self.head + 1)
-                block = _Block(
-                    block.nonce + 1, block.votes + votes, (*block.settled, done), (*block.mined, (sender, intent))
-                )
+                mined, held = (*block.mined, (sender, intent)), block.held - sum(call.value for call in intent.calls)
+                block = _Block(block.nonce + 1, block.votes + votes, (*block.settled, done), held, mined)
             del self.pool[intent]
         self.blocks.append(block)
 
@@ -94,7 +100,10 @@ class _Evm:
 class SimulatedWorld(World):
     """One EVM chain and a pair of operators, as far as the delegates see them."""
 
-    faults = frozenset({"EVM reorg", "dropped transaction", "lying RPC", "nonce taken", "model"})
+    faults = frozenset({"EVM reorg", "dropped transaction", "fee spike", "lying RPC", "nonce taken", "model"})
+    promises = frozenset(
+        {"exactly once", "service's own", "authorised", "nothing is lost", "caps kept", "value conserved"}
+    )
     limits = Limits(safe=SAFE, chain_id=EVM_ID, calls=frozenset({(GOVERNOR, "0x" + _VOTE.selector.hex())}))
 
     def __init__(self, setting: Setting, config: Any) -> None:
@@ -105,10 +114,14 @@ class SimulatedWorld(World):
         """Proposals that no delegate may support."""
         self.lag: dict[Address, int] = {}
         self.silent: set[Address] = set()
+        self.lying: set[Address] = set()
+        """Whose node says that the Safe's nonce is used up."""
+        self.depth = setting.random.choice(DEPTHS)
         self.drops = 0
         self.trouble: dict[Address, str] = {}
         """What each agent's model does: "slow", "garbage" or "bits"."""
         self.unauthorised: list[str] = []
+        self.excesses: list[str] = []
 
     async def live(self) -> None:
         """A block a second, and a proposal now and then."""
@@ -132,11 +145,19 @@ class SimulatedWorld(World):
     def disturb(self, fault: str) -> None:
         rng, victim = self.setting.random, self.setting.random.choice(self.setting.members)
         if fault == "EVM reorg":
-            depth = rng.randint(1, FINAL_DEPTH)
+            depth = rng.randint(1, self.depth)
             self.setting.note(f"the EVM forgets {depth} blocks")
             self.evm.reorg(depth, keeps=rng.random() < 0.5)
         elif fault == "dropped transaction":
             self.drops += 1
+        elif fault == "fee spike":
+            self.setting.note("fees rise above what the owners allow")
+            self.evm.dear_until = self.evm.head + rng.randint(1, 20)
+        elif fault == "lying RPC" and rng.random() < 0.5:
+            members = self.setting.members
+            if len({victim, *self.lying} | (set(members) - self.setting.honest)) <= (len(members) - 1) // 3:
+                self.setting.note(f"{victim}'s EVM node lies")
+                self.lying.add(victim)
         elif fault == "lying RPC":
             self.setting.note(f"{victim}'s EVM node lags or is silent")
             self.lag[victim] = rng.randint(1, 5)
@@ -152,6 +173,8 @@ class SimulatedWorld(World):
     def heal(self) -> None:
         self.lag.clear()
         self.silent.clear()
+        self.lying.clear()
+        self.evm.dear_until = 0
         self.trouble.clear()
         self.drops = 0
 
@@ -164,6 +187,9 @@ class SimulatedWorld(World):
             if support == _FOR and proposal in self.forbidden:
                 yield "service's own", f"the delegate supports the forbidden proposal {proposal}"
         yield from (("authorised", one) for one in self.unauthorised)
+        yield from (("caps kept", one) for one in self.excesses)
+        if head.held != HELD:
+            yield "value conserved", f"the Safe holds {head.held} wei of {HELD}, and a vote costs nothing"
         settled: Settlement | None = getattr(self.setting.agreed().state, "settlement", None)
         intent: Intent | None = getattr(self.setting.agreed().state, "intent", None)
         if settled is not None and settled.which >= 0 and intent is not None and intent not in intents:
@@ -173,7 +199,8 @@ class SimulatedWorld(World):
         """The newest block that this agent's node knows."""
         if me in self.silent:
             raise Unreachable("the node does not answer")
-        return self.evm.blocks[max(0, self.evm.head - self.lag.get(me, 0))]
+        block = self.evm.blocks[max(0, self.evm.head - self.lag.get(me, 0))]
+        return replace(block, nonce=block.nonce + 1) if me in self.lying else block
 
     def height(self, me: Address) -> int:
         self.view(me)
@@ -186,6 +213,9 @@ class SimulatedWorld(World):
         if len(owners & set(self.setting.members)) < 2 * len(self.setting.members) // 3 + 1:
             self.unauthorised.append(f"{me} sends {intent} with the signatures of {sorted(owners)}")
             return
+        allowed, value = self.limits.calls, sum(call.value for call in intent.calls)
+        if value > self.limits.max_value or any((call.to, call.data[:10]) not in allowed for call in intent.calls):
+            self.excesses.append(f"{me} sends {intent}")
         if self.drops:
             self.drops -= 1
             return
@@ -264,10 +294,11 @@ class _Settler:
             self._world.submit(self._me, intent, signatures)
 
     async def outcome(self, unsettled: tuple[Intent, ...], *, final: bool = False) -> Settlement | None:
-        depth = FINAL_DEPTH if final else 0
-        self._world.view(self._me)
+        depth = self._world.depth if final else 0
         at = max(0, self._world.height(self._me) - depth)
         block = self._world.evm.blocks[at]
+        if self._me in self._world.lying:
+            block = replace(block, nonce=block.nonce + 1)
         if block.nonce <= unsettled[0].nonce:
             return None
         for which, intent in enumerate(unsettled):

@@ -115,6 +115,10 @@ class WatchedStore(Store):
             self.bomb.explode()
         self.bomb.pass_by("after_save", self.height)
 
+    def adopt(self, value: bytes) -> None:
+        super().adopt(value)
+        self.bomb.pass_by("adopted", 1)
+
 
 class WatchedArchive(Archive):
     def __init__(self, folder: Path, retention: Retention, bomb: Bomb) -> None:

@@ -15,7 +15,7 @@ from quorate.testing.consensus import EPOCH_S
 from quorate.testing.faults import FAULTS, Plan
 from quorate.testing.loop import Stuck, run_virtual
 from quorate.testing.oracles import INVARIANTS
-from quorate.testing.planted import BUGS, Verdict, hunt, look
+from quorate.testing.planted import BUGS, Verdict, hunt, look, trial_subject
 from quorate.testing.simulation import CRASH_POINTS, simulate
 
 SERVICES = Path(__file__).parents[2] / "services"
@@ -100,6 +100,18 @@ def test_faults_crash_points_and_invariants_are_as_many_as_promised() -> None:
     assert len(FAULTS) >= 25
     assert len(INVARIANTS) >= 25
     assert len(CRASH_POINTS) >= 12
+
+
+def test_no_invariant_is_only_promised() -> None:
+    hello = load_subject(HELLO)
+    plans = [
+        (hello, Plan(3, 4, ("wiped agent", "garbage snapshot"), (0,), 12.0)),
+        (hello, Plan(1, 4, ("bit flip",), (), 8.0)),
+        (trial_subject(), Plan(1, 4, ("clock", "rolling upgrade"), (), 8.0)),
+        (load_subject(DELEGATE), Plan(0, 4, ("EVM reorg",), (), 10.0)),
+    ]
+    looked_at = {name for subject, plan in plans for name, times in simulate(subject, plan).checks.items() if times}
+    assert looked_at == set(INVARIANTS)
 
 
 def test_a_failing_seed_is_made_small_and_says_how_to_replay_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from quorate.abci import Genesis, Member, Store, make_identity, make_testnet
+from quorate.abci.validator import forget_blocks
 from quorate.errors import ConfigError
 from tests.chain_of_agents.keys import Key, keys
 from tests.chain_of_agents.services import counting, on_demand
@@ -124,6 +125,28 @@ def test_a_store_keeps_the_last_value_and_belongs_to_one_chain(tmp_path: Path) -
     store.close()
     with pytest.raises(ConfigError, match="belongs to the chain chain-1; this is chain-2"):
         Store(tmp_path / "app.db", "chain-2")
+
+
+def test_a_store_says_whether_its_state_came_from_peers_until_the_next_one_is_saved(tmp_path: Path) -> None:
+    store = Store(tmp_path / "app.db", "chain-1")
+    store.save(b"own")
+    assert not store.is_adopted
+    store.adopt(b"theirs")
+    again = Store(tmp_path / "app.db", "chain-1")
+    assert (again.load(), again.is_adopted) == (b"theirs", True)
+    again.save(b"own")
+    assert (again.load(), again.is_adopted) == (b"own", False)
+    for one in (again, store):
+        one.close()
+
+
+def test_a_node_that_begins_anew_keeps_its_keys_and_what_it_has_signed(tmp_path: Path) -> None:
+    for name in ("config/node_key.json", "data/priv_validator_state.json", "data/state.db/CURRENT", "data/cs.wal/wal"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    forget_blocks(tmp_path)
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert left == ["config/node_key.json", "data/priv_validator_state.json"]
 
 
 def test_a_store_that_cannot_be_opened_is_said_in_words(tmp_path: Path) -> None:

@@ -93,6 +93,14 @@ class _Pair:
             archive=Archive(folder / "taken", SMALL),
         )
 
+    def start_again(self) -> ServiceApp:
+        """As after kill -9."""
+        store = Store(self.folder / "fresh.db", "chain-1")
+        archive = Archive(self.folder / "taken", SMALL)
+        return ServiceApp(
+            counting, self.chain.genesis, self.chain.keys[3].address, store, self.chain.agents[3], archive=archive
+        )
+
     async def snapshot(self) -> tuple[pb.Snapshot, bytes, bytes]:
         """The newest snapshot, its only chunk, and the app hash that the chain had there."""
         offers = (await self.giver.list_snapshots(pb.RequestListSnapshots())).snapshots
@@ -126,6 +134,16 @@ async def test_an_agent_without_state_adopts_a_snapshot_and_goes_on_from_there(p
     info = await pair.fresh.info(pb.RequestInfo())
     assert (info.last_block_height, info.last_block_app_hash) == (8, app_hash)
     assert Replica.decode(counting, pair.store.load() or b"").height == 8, "it is durable"
+
+
+async def test_an_agent_that_dies_before_a_block_follows_its_snapshot_begins_anew(pair: _Pair) -> None:
+    """CometBFT may have no note of the snapshot then, and would not start beside an application that is ahead of it."""
+    assert await pair.give(*await pair.snapshot()) == APPLY.ACCEPT
+    again = pair.start_again()
+    assert (again.height, again.has_half_a_snapshot) == (0, True)
+    pair.store.save(pair.store.load() or b"")  # as the next Commit does
+    again = pair.start_again()
+    assert (again.height, again.has_half_a_snapshot) == (8, False)
 
 
 async def test_a_state_that_the_chain_never_had_is_not_adopted(pair: _Pair) -> None:

@@ -133,7 +133,10 @@ class ServiceApp(Application):
         self._incoming: Incoming | None = None
         self._watch = Watch(genesis.chain_id, service)
         self._accusing: dict[_Deed, float] = {}
-        saved = store.load()
+        self.has_half_a_snapshot = store.is_adopted
+        """True where an earlier life took a snapshot and died before a block followed: CometBFT may know nothing of it,
+        and would never start beside it. The application is empty again, and the node's blocks have to go, too."""
+        saved = None if self.has_half_a_snapshot else store.load()
         first = Replica.start(begin(service, genesis))
         self._replica = first if saved is None else Replica.decode(service, saved)
         if not joins and me not in {*genesis.addresses, *self.period.members}:
@@ -573,7 +576,7 @@ class ServiceApp(Application):
                 f"{incoming.snapshot.height} is {incoming.app_hash.hex()}"
             )
         self._check_settings(replica)
-        self._store.save(whole)
+        self._store.adopt(whole)
         self._replica, self._incoming, self._speculated = replica, None, {}
         self._seat()
         _log.info("took the state of block %d from peers", replica.height)

@@ -32,6 +32,7 @@ class Store:
             )
             self._db.execute("insert or ignore into state values(0, ?, null)", (chain_id,))
             owner = self._db.execute("select chain from state").fetchone()[0]
+            self._is_adopted = self.is_adopted
         except sqlite3.Error as error:
             raise ConfigError(
                 f"the state file {self.path} cannot be opened: {error}",
@@ -48,11 +49,32 @@ class Store:
         value = self._db.execute("select value from state").fetchone()[0]
         return None if value is None else bytes(value)
 
+    @property
+    def is_adopted(self) -> bool:
+        """True where the state came from peers (`adopt`) and nothing was saved since."""
+        return bool(self._db.execute("pragma user_version").fetchone()[0])
+
     def save(self, value: bytes) -> None:
         """Replace the state; when this returns, a killed process finds `value` again. `SetupError` where it cannot."""
+        self._write(value, is_adopted=False)
+
+    def adopt(self, value: bytes) -> None:
+        """As `save`, for a state that peers gave: until a block is committed, CometBFT may have no note of it."""
+        self._write(value, is_adopted=True)
+
+    def _write(self, value: bytes, *, is_adopted: bool) -> None:
         try:
+            if is_adopted == self._is_adopted:
+                self._db.execute("update state set value = ?", (value,))
+                return
+            self._db.execute("begin")
             self._db.execute("update state set value = ?", (value,))
+            self._db.execute(f"pragma user_version = {int(is_adopted)}")
+            self._db.execute("commit")
+            self._is_adopted = is_adopted
         except sqlite3.Error as error:
+            if self._db.in_transaction:
+                self._db.execute("rollback")
             raise SetupError(
                 f"the agreed state could not be written to {self.path}: {error}",
                 fix="Make room on its disk and start the agent again; the chain replays what is missing.",

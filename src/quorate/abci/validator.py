@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,7 @@ from quorate.abci.server import Server, serve
 from quorate.errors import ConfigError
 from quorate.fsm import Service
 
-__all__ = ["Validator", "make_joiner", "make_testnet"]
+__all__ = ["Validator", "forget_blocks", "make_joiner", "make_testnet"]
 
 _PATIENCE_S = 15.0  # an agent that has voted before and lost its state waits this long for peers that know more
 _ASK_AGAIN_S = 0.5
@@ -46,6 +47,8 @@ class Validator:
 
     async def start(self) -> None:
         """Listen, then start the node. Returns before the node has caught up; see `node.status()`."""
+        if self.app.has_half_a_snapshot:
+            forget_blocks(self.node.home)
         self._server = await serve(self.app, self.node.abci_socket)
         self._server.failed.add_done_callback(self._fail)
         self.app.failed.add_done_callback(self._fail)
@@ -102,6 +105,16 @@ class Validator:
         )
         if not source.cancelled() and not self.failed.done():
             self.failed.set_result(cause or source.result())
+
+
+def forget_blocks(home: Path) -> None:
+    """Empty the node in `home` of all but its keys and of what it has signed: it begins with a snapshot again."""
+    _log.info("a snapshot was taken and no block followed; the node begins anew")
+    for path in (home / "data").iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "priv_validator_state.json":
+            path.unlink()
 
 
 def make_testnet(

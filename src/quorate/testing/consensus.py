@@ -255,6 +255,9 @@ class Consensus:
                 peer.wipe()
             peer.disk.wipe()
             return self._spawn(peer)
+        if process.app.has_half_a_snapshot:  # as `quorate.abci.Validator` does
+            self._note(f"agent {peer.index} died when it had taken a snapshot: its node begins anew")
+            peer.blocks, peer.base, peer.commit, peer.locked, peer.is_wiped = [], 0, {}, None, True
         if process.app.height < peer.base:
             self.judge.require("snapshots serve", peer.is_wiped, f"agent {peer.index} lags behind its own node")
             self._note(f"agent {peer.index} is older than all that its node keeps; its owner removes both")
@@ -921,8 +924,9 @@ class Consensus:
         if isinstance(failure := process.failure, UpgradeDue):
             if name == "commit":
                 self.spawn(self._retire(peer, process))
-        elif failure is not None and not peer.is_liar:
-            self.judge.require("nobody fails", False, f"agent {peer.index}: {failure!r}")
+        else:
+            is_well = failure is None or peer.is_liar
+            self.judge.require("nobody fails", is_well, lambda: f"agent {peer.index}: {failure!r}")
         if peer.armed == f"{name}:after":
             self._die(peer, peer.armed)
         return answer

@@ -19,24 +19,26 @@ class Disk:
 
     def __init__(self) -> None:
         self.saved: bytes | None = None
+        self.is_adopted = False
+        """Whether what is saved came from peers."""
         self.is_full = False
         self.saves = 0
         self.signed = Memory()
         """Signing state: it is on disk before a signature leaves, and an owner who removes a state keeps it."""
-        self._before: deque[bytes | None] = deque(maxlen=_LOST_AT_MOST)
+        self._before: deque[tuple[bytes | None, bool]] = deque(maxlen=_LOST_AT_MOST)
 
-    def write(self, value: bytes) -> None:
+    def write(self, value: bytes, *, is_adopted: bool = False) -> None:
         """Replace what is saved; `SetupError` while the disk is full."""
         if self.is_full:
             raise SetupError("the disk is full", fix="Make room.")
-        self._before.append(self.saved)
-        self.saved = value
+        self._before.append((self.saved, self.is_adopted))
+        self.saved, self.is_adopted = value, is_adopted
         self.saves += 1
 
     def lose(self, writes: int) -> None:
         """A power cut: the last `writes` writes never happened (a torn one, too, leaves the one before)."""
         for _ in range(min(writes, len(self._before))):
-            self.saved = self._before.pop()
+            self.saved, self.is_adopted = self._before.pop()
 
     def flip(self, bit: int) -> None:
         """Damage one bit of what is saved."""
@@ -47,7 +49,7 @@ class Disk:
 
     def wipe(self) -> None:
         """Nothing is left."""
-        self.saved = None
+        self.saved, self.is_adopted = None, False
         self._before.clear()
 
 
@@ -61,10 +63,21 @@ class MemoryStore(Store):
         """What was saved last, or None before the first block."""
         return self._disk.saved
 
+    @property
+    def is_adopted(self) -> bool:
+        """True where the state came from peers and nothing was saved since."""
+        return self._disk.is_adopted
+
     def save(self, value: bytes) -> None:
         """Replace what is saved."""
         self._at("save:before")
         self._disk.write(value)
+        self._at("save:after")
+
+    def adopt(self, value: bytes) -> None:
+        """Replace what is saved by what peers gave."""
+        self._at("save:before")
+        self._disk.write(value, is_adopted=True)
         self._at("save:after")
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ from quorate.fsm.state import is_kept
 from quorate.offences import PROVED, Watched, informed
 from quorate.units import Address
 
-__all__ = ["ASK", "INVARIANTS", "Judge", "Violation"]
+__all__ = ["INVARIANTS", "Judge", "Violation"]
 
 INVARIANTS: Mapping[str, str] = MappingProxyType({
     # Consensus and the ABCI requirements (the number is CometBFT's)
@@ -90,7 +90,7 @@ INVARIANTS: Mapping[str, str] = MappingProxyType({
 })  # fmt: skip
 
 _NAMES = frozenset(INVARIANTS)
-ASK = b"!"  # begins a payload that asks for an interrupt
+_ASK = b"!"  # begins a payload that asks for an interrupt
 _LATE_S = 12.0  # beyond a round's limit: ticks back off to 6.4 s, and a sleeping chain's clock starts a block late
 _READY_S = 3.0
 _Stack = tuple[tuple[str, str], ...]
@@ -168,9 +168,10 @@ class Judge:
     def signed(self, who: Address, life: int, payload: UnsignedPayload) -> None:
         """`who` signed a payload (or tick)."""
         self._signed[who, payload.opening].add(payload.body)
-        if payload.body.startswith(ASK):
+        if payload.body.startswith(_ASK):
             self._asked[who].add(payload.body)
-        if self.is_healthy and "/" not in payload.round and not payload.body.startswith(ASK):
+            return  # beside its part in the round
+        if self.is_healthy and "/" not in payload.round:
             ready = self._ready.setdefault(payload.opening, set())
             ready.add(who)
             if len(ready) == len(self.members):
@@ -208,9 +209,9 @@ class Judge:
         self._check_votes(counted)
         self._check_round(counted, applied, block)
         self._check_news(before, applied, any(applied.accepted))
-        for offence in applied.replica.offences.recorded_in(height):
-            is_sound = offence.kind not in PROVED or offence.member not in self.honest
-            self.require("the honest stay clean", is_sound, str(offence))
+        recorded = applied.replica.offences.recorded_in(height)
+        wronged = [str(one) for one in recorded if one.kind in PROVED and one.member in self.honest]
+        self.require("the honest stay clean", not wronged, ", ".join(wronged))
         self.require(
             "even powers",
             all(power % 2 == 0 for _, power in applied.powers) and genesis.POWER % 2 == 0 and len(applied.powers) <= 1,

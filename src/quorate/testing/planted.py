@@ -39,7 +39,7 @@ from quorate.testing.simulation import Subject, simulate
 from quorate.testing.world import World
 from quorate.units import Address, Bps
 
-__all__ = ["BUGS", "Bug", "Verdict", "hunt", "look", "run_planted", "trial"]
+__all__ = ["BUGS", "Bug", "Verdict", "hunt", "look", "run_planted", "trial", "trial_subject"]
 
 MOST_SEEDS = 60
 """How long a bug is hunted before it counts as not caught."""
@@ -151,6 +151,8 @@ async def _is_first_try(ctx: Context, state: Trial) -> bool:
 
 class _TrialWorld(World):
     """What the trial promises of itself."""
+
+    promises = frozenset({"service's own"})
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -483,9 +485,9 @@ _value("an absent validator is given an odd power", (machine, "DEMOTED_POWER"), 
 @_bug("two validators are demoted at once", machine)
 def _count_absences(original: Any, replica: Replica, block: Block) -> Any:
     after, powers = original(replica, block)
-    if powers and powers[0][1] != genesis.POWER and len(block.absent) + len(block.present) > 1:
-        second = next(name for name in (*block.absent, *block.present) if name != powers[0][0])
-        powers = (*powers, (second, powers[0][1]))
+    if machine.DEMOTED_POWER in powers.values() and len(block.absent) + len(block.present) > 1:
+        second = next(name for name in (*block.absent, *block.present) if name not in powers)
+        powers = {**powers, second: machine.DEMOTED_POWER}
     return after, powers
 
 
@@ -717,7 +719,10 @@ def _fleeting(original: Any, self: Any, incoming: Any, whole: bytes) -> None:
 
 
 class _Nowhere:
-    def save(self, value: bytes) -> None: ...
+    def adopt(self, value: bytes) -> None: ...
+
+
+_value("a snapshot that no block followed is kept", (MemoryStore, "is_adopted"), value=False)
 
 
 # Interrupts
@@ -925,13 +930,18 @@ def hunt(name: str, most: int = MOST_SEEDS) -> dict[str, Any]:
     return {"name": name, "requirement": bug.requirement, "seeds": 0, "invariant": ""}
 
 
+def trial_subject() -> Subject:
+    """The trial as `simulate` takes it."""
+    return Subject(trial(), _Config(), _TrialWorld)
+
+
 def look(seed: int, *, is_abroad: bool = False) -> str:
     """What a seed shows of the code as it is; empty where nothing is wrong. The control of every hunt."""
     return _look(seed, _delegate() if is_abroad else None)
 
 
 def _look(seed: int, delegate: Subject | None) -> str:
-    subject = delegate or Subject(trial(), _Config(), _TrialWorld)
+    subject = delegate or trial_subject()
     try:
         report = simulate(subject, Plan.draw(seed, agents=subject.agents, has_world=delegate is not None))
     except Exception as error:  # a bug that ends the run with an error is seen as well

@@ -49,6 +49,7 @@ CRASH_POINTS = (
     "save:after",
     "commit:after",
     "init_chain:after",
+    *("offer_snapshot:after", "apply_snapshot_chunk:before", "apply_snapshot_chunk:after"),
 )  # fmt: skip
 _STORY_LINES = 40
 _HEALTHY_LIMIT_S = 4000.0
@@ -148,6 +149,7 @@ class _Simulation:
         self.rng = random.Random(f"run {plan.seed}")  # noqa: S311  # the seed is the point
         self.lies_rng = random.Random(f"lies {plan.seed}")  # noqa: S311
         self.client_rng = random.Random(f"client {plan.seed}")  # noqa: S311
+        self._has_left = False
         self.story: list[str] = []
         self.trace = hashlib.sha256()
 
@@ -195,8 +197,7 @@ class _Simulation:
         if not self.judge.is_broken:
             await self._heal()
             await self._watch(self._recover(), work)
-        for name, message in self.world.problems(at_end=True):
-            self.judge.require(name, False, message)
+        self._ask_world(at_end=True)
 
     async def _watch(self, phase: Any, work: list[asyncio.Task[None]]) -> None:
         """Let a phase go on until it ends, or something is broken."""
@@ -207,11 +208,16 @@ class _Simulation:
                     one.result()
             await asyncio.wait({task, *(one for one in work if not one.done())}, timeout=0.5)
             await self.consensus.read(self.client_rng.choice(self.consensus.peers))
-            for name, message in self.world.problems(at_end=False):
-                self.judge.require(name, False, message)
+            self._ask_world(at_end=False)
         if task.done():
             task.result()
         task.cancel()
+
+    def _ask_world(self, *, at_end: bool) -> None:
+        for name in self.world.promises:
+            self.judge.checks[name] += 1
+        for name, message in self.world.problems(at_end):
+            self.judge.require(name, False, message)
 
     # ---- the first phase
 
@@ -223,6 +229,7 @@ class _Simulation:
         while self.consensus.now_s < end or (self.consensus.now_s < last and self._is_short()):
             await asyncio.sleep(self.rng.expovariate(0.8))
             self._lie()
+            self._leave()
             if sudden and not self.judge.is_broken:
                 fault = self.rng.choice(sudden)
                 await getattr(self, _SUDDEN[fault])(fault)
@@ -247,6 +254,14 @@ class _Simulation:
             self.consensus.lies = frozenset(one for one in self.plan.faults if one in LIES)
             self.judge.may_linger = "mempool flood" in self.consensus.lies
 
+    def _leave(self) -> None:
+        """One agent stays away: early, so that it is long, but not before all have registered."""
+        if self.plan.has("long absence") and self.judge.settled and not self._has_left:
+            self._has_left = True
+            peer = self.consensus.peers[self.plan.seed % self.plan.agents]
+            self.consensus.crash(peer, "for long")
+            self._later(self.plan.storm_s, lambda: self.consensus.revive(peer))
+
     def _pairs(self) -> list[tuple[int, int]]:
         n = self.plan.agents
         return [(a, b) for a in range(n) for b in range(n) if a != b]
@@ -255,11 +270,6 @@ class _Simulation:
         peer = self._pick()
         self.consensus.crash(peer, "killed")
         self._later(self.rng.uniform(0.05, 6), lambda: self.consensus.revive(peer))
-
-    async def _long_absence(self, fault: str) -> None:
-        peer = self.consensus.peers[self.plan.seed % self.plan.agents]
-        self.consensus.crash(peer, "for long")
-        self._later(self.plan.storm_s, lambda: self.consensus.revive(peer))
 
     async def _crash_in_handler(self, fault: str) -> None:
         peer = self._pick()
@@ -377,17 +387,16 @@ class _Simulation:
                 await self.consensus.flood(self.consensus.peers[liar])
 
     async def _interrupt(self, fault: str) -> None:
-        """Fewer than a quorum must not be enough. Who asks gives no part in the round: beside liars it may time out."""
+        """Fewer than a quorum must not be enough, and cost nothing."""
         interrupts = self.subject.service.interrupts
         if interrupts and self.judge.settled:
             event = self.rng.choice(interrupts).event
             asking = self.rng.sample(self.consensus.peers, self.rng.randint(1, self.plan.agents))
-            if self.plan.liars and 3 * sum(not peer.is_liar for peer in asking) <= 2 * self.plan.agents:
-                return
             self._note(f"agents {sorted(peer.index for peer in asking)} ask for {event}")
             for peer in asking:
-                if peer.process is not None:
-                    peer.process.runner.ask(event)
+                if peer.process is not None and peer.process.app.height:
+                    with contextlib.suppress(ConfigError):  # it has yet to see a block
+                        peer.process.runner.ask(event)
 
     async def _rolling(self, fault: str) -> None:
         self._note("the agents are restarted one after the other")
@@ -516,11 +525,11 @@ class _Simulation:
 
 _SUDDEN = {
     "crash": "_crash",
-    "long absence": "_long_absence",
     "crash in a handler": "_crash_in_handler",
     "torn write": "_torn_write",
     "truncated log": "_truncated_log",
     "wiped agent": "_wiped",
+    "garbage snapshot": "_wiped",  # somebody has to want one
     "bit flip": "_bit_flip",
     "full disk": "_full_disk",
     "clock": "_clock",

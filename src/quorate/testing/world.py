@@ -42,6 +42,8 @@ class World:
 
     faults: frozenset[str] = frozenset()
     """Which of `quorate.testing.faults.ABROAD` this world can do."""
+    promises: frozenset[str] = frozenset()
+    """The invariants (`quorate.testing.oracles.INVARIANTS`) that `problems` looks at."""
     limits: Limits | None = None
     """What the agents' owners allow on-chain; None: nothing."""
     safe: Address | None = None
