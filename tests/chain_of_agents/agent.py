@@ -12,7 +12,7 @@ import random
 import signal
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from quorate.abci import (
@@ -30,6 +30,7 @@ from quorate.abci import (
     payload_for,
 )
 from quorate.abci.pb.tendermint.abci import types_pb2 as pb
+from quorate.abci.transaction import Kind, encode_single
 from quorate.errors import ConfigError
 from quorate.fsm import Period, Settled, codec
 from quorate.members import Change
@@ -196,6 +197,11 @@ class FaultyApp(WatchedApp):
             return pb.ResponsePrepareProposal(txs=self.seen[:1])
         return answer
 
+    async def check_tx(self, request: pb.RequestCheckTx) -> pb.ResponseCheckTx:
+        if self.file.misdeed == "two_words":  # whatever it is, its node passes it on
+            return pb.ResponseCheckTx()
+        return await super().check_tx(request)
+
     async def extend_vote(self, request: pb.RequestExtendVote) -> pb.ResponseExtendVote:
         if self.file.misdeed == "junk_extension":
             return pb.ResponseExtendVote(vote_extension=os.urandom(300))
@@ -205,6 +211,11 @@ class FaultyApp(WatchedApp):
 
     def offer(self, payload: SignedPayload) -> None:
         super().offer(payload)
+        if self.file.misdeed == "two_words":
+            unsigned = replace(payload_for(self.genesis.chain_id, self.period, b"99"), sequence=payload.sequence)
+            unsigned = replace(unsigned, period=payload.period, round=payload.round, opening=payload.opening)
+            other = unsigned.signed(self.me, key_of(self.file.index, self.file.n).sign_digest(unsigned.digest()))
+            self._spawn(self._hand_over(encode_single(Kind.PAYLOAD, other)))
         if not self.file.uses_extensions:
             self._send(payload)
 

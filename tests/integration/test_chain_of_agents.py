@@ -246,6 +246,20 @@ async def test_what_is_garbage_stale_foreign_or_forged_is_refused_and_harms_nobo
         assert chain.assert_equal_digests() > 5
 
 
+async def test_who_answers_every_round_twice_is_on_record_at_all_and_nobody_else() -> None:
+    """One payload rides on its vote, the other goes to the mempools; a proof of the two gets into a block."""
+    async with ChainOfAgents("counting", act_s=0.05) as chain:
+        chain.configure(2, misdeed="two_words")
+        chain.start()
+        await chain.until(lambda: all(chain.events(i, "offence") for i in (0, 1, 3)), 60, "the offence is on record")
+        before = chain.settled(0)
+        await chain.until_settled(before + 20, 0, 1, 3)
+        found = {(one["what"], one["member"]) for i in (0, 1, 3) for one in chain.events(i, "offence")}
+        assert found == {("equivocation", chain.member(2).address)}
+        assert len(chain.events(0, "offence")) <= 4, "once a round, and four times in all"
+        assert chain.assert_equal_digests() > 20
+
+
 @pytest.mark.parametrize("misdeed", ["garbage_proposal", "stale_proposal", "omission", "junk_extension"])
 async def test_one_faulty_validator_costs_time_only(misdeed: str) -> None:
     async with ChainOfAgents("counting") as chain:
