@@ -26,7 +26,7 @@ from tests.fault.oracle import Judge
 
 __all__ = ["PATIENCE_S", "Chain"]
 
-PATIENCE_S = 90.0
+PATIENCE_S = 240.0
 """How long a test waits for what must come; how fast it came is measured, and judged by who reads the figures."""
 _BESIDE_ANOTHER_S = 10.0
 

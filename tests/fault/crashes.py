@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from tests.chain_of_agents.watched import BLOCK_POINTS
-from tests.fault.chain import Chain
+from tests.fault.chain import PATIENCE_S, Chain
 
 __all__ = ["NODE_CRASHES", "crash_at", "crash_node_at"]
 
@@ -66,7 +66,7 @@ async def crash_node_at(chain: Chain, victim: int, index: int, allowed: int) -> 
     chain.victims.discard(victim)
     chain.allow(allowed + 2)
     took = await chain.level(range(chain.n), since)
-    await chain.until(lambda: all(chain.settled(i) >= allowed + 2 for i in range(chain.n)), 90, "rounds go on")
+    await chain.until(lambda: all(chain.settled(i) >= allowed + 2 for i in range(chain.n)), PATIENCE_S, "rounds go on")
     await chain.agree_with_headers()
     chain.judge.at_the_end()
     return took
