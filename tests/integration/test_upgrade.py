@@ -19,7 +19,7 @@ PATIENCE_S = 120.0
 
 
 def _chain(n: int = 4) -> ChainOfAgents:
-    return ChainOfAgents("ledger", n, snapshot_every=10, snapshots=10, blocks=200, crash_at=1)  # so an end is no fault
+    return ChainOfAgents("ledger", n, snapshot_every=10, crash_at=1)  # so an end is no fault; no block is pruned
 
 
 async def _upgrade(chain: ChainOfAgents, *members: int, away: tuple[int, ...] = ()) -> int:
