@@ -28,7 +28,7 @@ __all__ = ["CORPUS", "Crash", "Report", "Target", "TooSlow", "fuzz", "kept", "la
 
 CORPUS = Path(__file__).parent / "corpus"
 LIMIT_S = 10.0
-"""For one input; they take milliseconds, so only what grows out of all bounds reaches it, however busy the machine."""
+"""Of processor time for one input; they take milliseconds, so only what grows out of all bounds reaches it."""
 ROOM_BYTES = 1 << 30
 """Address space for a whole run beyond what it starts with: an allocation that a few bytes ask for becomes a crash."""
 _TRIES = 100  # to make a crash smaller
@@ -143,13 +143,13 @@ def _guarded(target: Target, data: bytes) -> str:
     def stop(number: int, frame: FrameType | None) -> None:
         raise TooSlow(f"{len(data)} bytes took longer than {LIMIT_S:g} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, LIMIT_S)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, LIMIT_S)
     try:
         return target.run(data)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def bound_memory() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from quorate import service_yaml
-from quorate.abci import app, machine, server
+from quorate.abci import anchor, app, machine, server
 from quorate.chain import client
 from quorate.model import receipt, schema
 from quorate.nesting import load_json
@@ -98,6 +98,10 @@ def _believe_numbers(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(client, "_number", lambda raw, digits=16: int(raw, 16))
 
 
+def _believe_one_node(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(anchor, "quorum_of", lambda n: n)
+
+
 def _keep_surrogates(patch: pytest.MonkeyPatch) -> None:
     def load(data: str | bytes, **hooks: Any) -> Any:
         try:
@@ -118,6 +122,7 @@ PLANTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "service_file": _open_doors,
     "rpc_replies": _believe_numbers,
     "answers": _keep_surrogates,
+    "node_replies": _believe_one_node,
 }
 
 

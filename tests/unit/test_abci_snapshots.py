@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quorate.abci import Archive, Retention, ServiceApp, Store, anchor
+from quorate.abci import Archive, NodeUnreachable, Retention, ServiceApp, Store, anchor
 from quorate.abci.archive import CHUNK_BYTES, FORMAT, MAX_CHUNKS, Incoming, Snapshot
 from quorate.abci.machine import Replica
 from quorate.abci.pb.tendermint.abci import types_pb2 as pb
@@ -188,23 +188,27 @@ class _Peers:
     async def ask(self, server: str, method: str, params: dict[str, str]) -> Any:
         node = self.nodes[server]
         if node is None:
-            return None
+            raise NodeUnreachable(f"{server} does not answer {method}")
         first, last, fork = node
         if method == "status":
             return {"result": {"sync_info": {"earliest_block_height": str(first), "latest_block_height": str(last)}}}
-        return {"result": {"signed_header": {"commit": {"block_id": {"hash": f"{fork}{params['height']}"}}}}}
+        return {"result": {"signed_header": {"commit": {"block_id": {"hash": _hash(fork, int(params["height"]))}}}}}
+
+
+def _hash(fork: str, height: int) -> str:
+    return f"{fork}{height:063X}"
 
 
 @pytest.mark.parametrize(
     ("nodes", "expected"),
     [
-        ({"a": (1, 900, "X"), "b": (1, 905, "X"), "c": (1, 901, "X")}, (801, "X801", ("a", "b", "c"))),
-        ({"a": (850, 900, "X"), "b": (1, 900, "X"), "c": None}, (850, "X850", ("a", "b"))),
-        ({"a": (1, 900, "X"), "b": (1, 900, "X"), "c": (1, 10**9, "LIE")}, (800, "X800", ("a", "b"))),
-        ({"a": (1, 900, "X"), "b": (1, 900, "X"), "c": (10**9, 10**9, "LIE")}, (800, "X800", ("a", "b"))),
-        ({"a": (1, 900, "X"), "b": (1, 900, "Y"), "c": (1, 900, "Z")}, None),
-        ({"a": (1, 900, "X"), "b": None, "c": None}, None),
-        ({"a": (1, 90, "X"), "b": (1, 90, "X"), "c": (1, 90, "X")}, None),
+        ({"a": (1, 900, "A"), "b": (1, 905, "A"), "c": (1, 901, "A")}, (801, _hash("A", 801), ("a", "b", "c"))),
+        ({"a": (850, 900, "A"), "b": (1, 900, "A"), "c": None}, (850, _hash("A", 850), ("a", "b"))),
+        ({"a": (1, 900, "A"), "b": (1, 900, "A"), "c": (1, 10**9, "D")}, (800, _hash("A", 800), ("a", "b"))),
+        ({"a": (1, 900, "A"), "b": (1, 900, "A"), "c": (10**9, 10**9, "D")}, (800, _hash("A", 800), ("a", "b"))),
+        ({"a": (1, 900, "A"), "b": (1, 900, "B"), "c": (1, 900, "C")}, None),
+        ({"a": (1, 900, "A"), "b": None, "c": None}, None),
+        ({"a": (1, 90, "A"), "b": (1, 90, "A"), "c": (1, 90, "A")}, None),
     ],
 )
 async def test_a_header_is_trusted_where_more_members_report_it_than_could_lie(

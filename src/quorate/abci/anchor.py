@@ -8,6 +8,7 @@ address must be known to lead to another member's node: a unix socket on one mac
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +16,13 @@ from typing import Any
 
 import aiohttp
 
+from quorate.abci.rpc import NodeUnreachable, ask, number, read
 from quorate.fsm.votes import quorum_of
 
 __all__ = ["Anchor", "find_anchor"]
 
 _TIMEOUT_S = 2.0
+_HASH = re.compile("[0-9A-F]{64}")
 _TRUST_PERIOD = "168h"
 _DISCOVERY = "1s"  # the least that our build of CometBFT takes (third_party/cometbft/constants.toml)
 
@@ -71,33 +74,34 @@ async def find_anchor(servers: Sequence[str], members: int, reach: int) -> Ancho
 
 async def _span(server: str) -> tuple[int, int] | None:
     """The first and the last block that a node has."""
-    answer = await _ask(server, "status", {})
     try:
-        info = answer["result"]["sync_info"]
-        return int(info["earliest_block_height"]), int(info["latest_block_height"])
-    except (KeyError, TypeError, ValueError):
+        return read(await _ask(server, "status", {}), "its blocks", _blocks)
+    except NodeUnreachable:
         return None
 
 
 async def _hash(server: str, height: int) -> str:
     """The hash of the block at `height`; empty where the node does not tell."""
-    answer = await _ask(server, "commit", {"height": str(height)})
     try:
-        return str(answer["result"]["signed_header"]["commit"]["block_id"]["hash"])
-    except (KeyError, TypeError):
+        return read(await _ask(server, "commit", {"height": str(height)}), "a block", _block_hash)
+    except NodeUnreachable:
         return ""
 
 
-async def _ask(server: str, method: str, params: dict[str, str]) -> Any:
-    """The answer, or None: a peer that is down or talks nonsense counts as one that says nothing."""
+def _blocks(said: Any) -> tuple[int, int]:
+    info = said["sync_info"]
+    return number(info["earliest_block_height"]), number(info["latest_block_height"])
+
+
+def _block_hash(said: Any) -> str:
+    found = said["signed_header"]["commit"]["block_id"]["hash"]
+    if not isinstance(found, str) or not _HASH.fullmatch(found):
+        raise ValueError(f"{found!r:.80} is no hash of a block")
+    return found
+
+
+async def _ask(server: str, method: str, params: dict[str, str]) -> dict[str, Any]:
     path = server.removeprefix("unix://") if server.startswith("unix://") else None
     connector = aiohttp.UnixConnector(path) if path else aiohttp.TCPConnector()
-    request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
-    try:
-        async with (
-            aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(_TIMEOUT_S)) as session,
-            session.post("http://node/" if path else server, json=request) as response,
-        ):
-            return await response.json(content_type=None)
-    except (aiohttp.ClientError, TimeoutError, ValueError, OSError):
-        return None
+    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(_TIMEOUT_S)) as session:
+        return await ask(session, "http://node/" if path else server, method, params)

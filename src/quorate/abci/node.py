@@ -19,6 +19,7 @@ from typing import Any
 
 import aiohttp
 
+from quorate.abci.rpc import NodeUnreachable, ask, number, read
 from quorate.abci.server import check_socket_path
 from quorate.errors import QuorateError, SetupError
 
@@ -41,10 +42,6 @@ class NodeExited(QuorateError):
         )
         self.code = code
         self.last_lines = last_lines
-
-
-class NodeUnreachable(QuorateError):
-    """The node's RPC gave no answer: it starts, stops, or is overloaded. Ask again."""
 
 
 @dataclass(frozen=True)
@@ -134,43 +131,35 @@ class Node:
 
     async def status(self) -> Status:
         """Where the node is now; `NodeUnreachable` where it does not answer."""
-        info = (await self._ask("status", {}))["result"]["sync_info"]
-        return Status(int(info["latest_block_height"]), bool(info["catching_up"]), info["latest_app_hash"])
+        return read(await self._ask("status"), "its status", _status)
 
     async def first_block(self) -> int:
         """The height of the oldest block that is not pruned."""
-        return int((await self._ask("status", {}))["result"]["sync_info"]["earliest_block_height"])
+        first = "earliest_block_height"
+        return read(await self._ask("status"), "its first block", lambda said: number(said["sync_info"][first]))
 
     async def broadcast_tx(self, tx: bytes) -> Broadcast:
         """Hand `tx` to the node's mempool and say what its check said. One that is there already is accepted."""
-        answer = await self._ask("broadcast_tx_sync", {"tx": base64.b64encode(tx).decode()})
+        answer = await self._ask("broadcast_tx_sync", tx=base64.b64encode(tx).decode())
         if (error := answer.get("error")) is not None:
-            text = f"{error.get('message', '')}: {error.get('data', '')}"
-            return Broadcast(0 if "already exists in cache" in text else 1, text)
-        return Broadcast(answer["result"]["code"], answer["result"]["log"])
+            text = f"{error.get('message', '')}: {error.get('data', '')}" if isinstance(error, dict) else str(error)
+            return Broadcast(0 if "already exists in cache" in text else 1, text[:_LOG_TAIL_BYTES])
+        return read(answer, "a transaction", _checked)
 
     async def peers(self) -> frozenset[str]:
         """The ids of the nodes that this one is connected with."""
-        found = (await self._ask("net_info", {}))["result"]["peers"]
-        return frozenset(peer["node_info"]["id"] for peer in found)
+        return read(await self._ask("net_info"), "its peers", _peers)
 
     async def powers(self) -> dict[str, int]:
         """The voting power of each validator, by its address (upper-case hex)."""
-        found = (await self._ask("validators", {}))["result"]["validators"]
-        return {validator["address"]: int(validator["voting_power"]) for validator in found}
+        return read(await self._ask("validators"), "the validators", _powers)
 
-    async def _ask(self, method: str, params: dict[str, str]) -> dict[str, Any]:
+    async def _ask(self, method: str, **params: str) -> dict[str, Any]:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.UnixConnector(str(self.rpc_socket)), timeout=aiohttp.ClientTimeout(_RPC_TIMEOUT_S)
             )
-        request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
-        try:
-            async with self._session.post("http://node/", json=request) as response:
-                answer: dict[str, Any] = await response.json(content_type=None)
-                return answer
-        except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
-            raise NodeUnreachable(f"CometBFT's RPC at {self.rpc_socket} does not answer {method}: {error!r}") from error
+        return await ask(self._session, "http://node/", method, params)
 
     async def _notice_exit(self, process: asyncio.subprocess.Process) -> None:
         code = await process.wait()
@@ -181,6 +170,25 @@ class Node:
         with self.log.open("rb") as log:
             log.seek(max(0, self.log.stat().st_size - _LOG_TAIL_BYTES))
             return log.read().decode(errors="replace").strip()
+
+
+def _status(said: Any) -> Status:
+    info = said["sync_info"]
+    return Status(number(info["latest_block_height"]), bool(info["catching_up"]), str(info["latest_app_hash"]))
+
+
+def _checked(said: Any) -> Broadcast:
+    if type(said["code"]) is not int:
+        raise ValueError(f"{said['code']!r:.80} is no code")
+    return Broadcast(said["code"], str(said["log"])[:_LOG_TAIL_BYTES])
+
+
+def _peers(said: Any) -> frozenset[str]:
+    return frozenset(str(peer["node_info"]["id"]) for peer in said["peers"])
+
+
+def _powers(said: Any) -> dict[str, int]:
+    return {str(one["address"]): number(one["voting_power"]) for one in said["validators"]}
 
 
 def _environment() -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 
 from quorate.abci import NodeUnreachable
+from quorate.abci.rpc import ask
 
 __all__ = ["NodeRpc"]
 
@@ -28,15 +29,9 @@ class NodeRpc:
 
     async def ask(self, method: str, **params: Any) -> Any:
         """The result of a JSON-RPC method of CometBFT."""
-        request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
-        try:
-            async with self._session.post("http://node/", json=request) as response:
-                answer = await response.json(content_type=None)
-        except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
-            raise NodeUnreachable(f"the node at {self._socket} does not answer {method}: {error!r}") from error
-        if not isinstance(answer, dict) or "result" not in answer:
-            said = answer.get("error") if isinstance(answer, dict) else answer
-            raise NodeUnreachable(f"the node at {self._socket} refuses {method}: {said}")
+        answer = await ask(self._session, "http://node/", method, params)
+        if "result" not in answer:
+            raise NodeUnreachable(f"the node at {self._socket} refuses {method}: {answer.get('error')!s:.300}")
         return answer["result"]
 
     async def application(self) -> dict[str, Any]:
