@@ -405,6 +405,8 @@ async def test_a_call_that_may_still_happen_is_agreed_on_at_no_other_nonce() -> 
     assert await proposed(state, pay(8), pay(3)) == state.unsettled[0]
     other = with_intent(replace(state, used=3, reached=3), Intent((pay(7),), 3))  # it may be the older one that happens
     assert await proposed(replace(other, used=4, reached=4), pay(3)) == state.unsettled[0]
+    cancelled = with_intent(replace(state, used=3, reached=3), Intent((), 3))
+    assert await proposed(replace(cancelled, used=4, reached=4), pay(3)) == Intent((), 3), "or it would never end"
 
 
 async def test_where_four_are_in_flight_the_oldest_comes_first() -> None:

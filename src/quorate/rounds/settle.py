@@ -230,7 +230,8 @@ async def intend(ctx: SettleContext, state: Settling, *calls: Call) -> Intent:
         return await _restored(ctx, state, nonce, block)
     others = [one for one in state.unsettled if one.nonce != nonce]
     if twice := [one for one in others if not set(calls).isdisjoint(one.calls)]:
-        return twice[-1]
+        newest = _alternatives(state, twice[-1].nonce)[-1]
+        return twice[-1] if newest.calls else newest  # cancelled: what fails there is not wanted again and again
     if len({one.nonce for one in others}) >= MAX_AHEAD:
         return _alternatives(state, others[0].nonce)[-1]
     intent, there = Intent(calls, nonce, block), _alternatives(state, nonce)
