@@ -451,7 +451,7 @@ class _Simulation:
     async def _recover(self) -> None:
         """Until the laps are done."""
         net, judge = self.consensus, self.judge
-        aim = judge.witness.period.state.period + self.plan.laps
+        aim, healed_s = judge.witness.period.state.period + self.plan.laps, net.now_s
         limit = net.now_s + _HEALTHY_LIMIT_S
         while (
             judge.witness.period.state.period < aim and not judge.witness.period.is_final
@@ -469,7 +469,7 @@ class _Simulation:
         judge.require("periods go on", True)
         for peer in net.honest:
             if peer.process is not None:
-                known_s = peer.process.app.oldest_accusation_s
+                known_s = min(peer.process.app.oldest_accusation_s, net.now_s - healed_s)
                 judge.require(
                     "lies are recorded", known_s < 5, f"agent {peer.index} has had a proof for {known_s:.1f} s"
                 )
