@@ -114,7 +114,7 @@ async def test_a_quorum_interrupts_a_service_that_comes_back_and_fewer_do_not(tm
 
             with pytest.raises(ConfigError, match="halting has no interrupt 'HLAT'"):
                 await request(files, "HLAT", wait_s=0)
-            with pytest.raises(ConfigError, match="expected one of ask, asked, withdraw"):
+            with pytest.raises(ConfigError, match=r"do is 'sign'; expected one of .*ask, asked, "):
                 await tell(files[0].control, do="sign")
 
             await quorum.kill("agent-4")
