@@ -808,6 +808,8 @@ class Consensus:
 
     def _twist(self, liar: Peer, height: int, txs: tuple[bytes, ...]) -> list[Decided]:
         """What a lying proposer sends in place of its application's proposal; nothing where it is honest today."""
+        if liar.process is None:
+            return []
         if "equivocating proposer" in self.lies:
             one = self._block(liar, height, txs)
             if self.rng.random() < 0.5:
@@ -868,12 +870,11 @@ class Consensus:
 
     async def flood(self, liar: Peer) -> None:
         """Fill the mempools: every peer's node is handed the same junk."""
-        process = liar.process
-        if process is None:
-            return
-        period = process.app.period
         old = [tx for block in liar.blocks[-4:] for tx in block.txs]
         for _ in range(3):
+            if (process := liar.process) is None:  # it may die of what came before
+                return
+            period = process.app.period
             unsigned = rules.payload_for(self.genesis.chain_id, period, b"%d" % self.rng.randrange(100))
             ahead = self.rng.choice((1, 2, 3, 9))
             future = replace(unsigned, sequence=unsigned.sequence + ahead, opening=bytes(32))
