@@ -58,9 +58,7 @@ async def plain() -> AsyncIterator[Chain]:
         yield chain
 
 
-@pytest.mark.parametrize(
-    "name", ["kill", "clock skew", "disk full", "truncated log", "slow link", "double signer", "wiped"]
-)
+@pytest.mark.parametrize("name", ["kill", "clock skew", "disk full", "truncated log", "slow link", "wiped"])
 async def test_a_chain_outlives(plain: Chain, name: str) -> None:
     if name == "disk full" and not can_mount():
         pytest.skip("a small disk has to be mounted, and this process may not")
