@@ -242,11 +242,13 @@ class ServiceApp(Application):
     def ask_upgrade(self, ask: SignedPayload) -> None:
         """Send this agent's signed ask (`quorate.abci.ask_for`) until it counts; `ConfigError` where it never can."""
         self._require_own(ask)
+        tx = Transaction(Kind.UPGRADE, (ask,))
         try:
-            execute(self._replica, Transaction(Kind.UPGRADE, (ask,)))
+            execute(self._replica, tx)
         except PeerError as error:
             raise ConfigError(error.message) from error
-        self._spawn(self._ask_until_counted(ask))
+        wire = encode_single(Kind.UPGRADE, ask)
+        self._spawn(self._repeat(wire, lambda: _counted(self._replica, tx) is not None))
 
     def ask(self, request: SignedPayload) -> None:
         """Send this agent's request for an interrupt (`Period.ask`), beside its payload of the round.
@@ -257,7 +259,8 @@ class ServiceApp(Application):
         self._require_own(request)
         if self._may_request(request) and request not in self._outbox.requests(request.opening):
             self._outbox.request(request)
-            self._spawn(self._repeat(request, self._may_request))
+            tx = encode_single(Kind.PAYLOAD, request)
+            self._spawn(self._repeat(tx, lambda: self._may_request(request)))
 
     def _require_own(self, payload: SignedPayload) -> None:
         if payload.sender != self.me or not payload.is_signed_by_sender(self.genesis.chain_id):
@@ -293,7 +296,7 @@ class ServiceApp(Application):
         """
         self._replica.refuse_next(request.height)
         if self._is_asleep and self._may_be_part_of_a_quorum(request.txs):
-            await self._until_settling(request)
+            return pb.ResponsePrepareProposal(txs=await self._gathered(request))
         return pb.ResponsePrepareProposal(txs=self._proposal(request)[1])
 
     def _may_be_part_of_a_quorum(self, txs: Sequence[bytes]) -> bool:
@@ -301,15 +304,19 @@ class ServiceApp(Application):
         is_few = 0 < len(txs) <= len(self.members)
         return is_few and all(data[:1] == bytes([Kind.PAYLOAD]) for data in txs)
 
-    async def _until_settling(self, request: pb.RequestPrepareProposal) -> None:
+    async def _gathered(self, request: pb.RequestPrepareProposal) -> list[bytes]:
+        """What the block holds as soon as that ends the round, or else after the moment."""
         time_ms = request.time.ToNanoseconds() // 1_000_000
+        replica, txs = self._proposal(request)
         try:
             async with asyncio.timeout(_GATHER_S):
-                while self._proposal(request)[0].period.end_block(time_ms)[1] is None:
+                while replica.period.end_block(time_ms)[1] is None:
                     self._arrival.clear()
                     await self._arrival.wait()
+                    replica, txs = self._proposal(request)
         except TimeoutError:
-            return
+            pass  # whoever is still missing comes in a later block
+        return txs
 
     def _proposal(self, request: pb.RequestPrepareProposal) -> tuple[Replica, list[bytes]]:
         """What a block could hold now, and the replica with all of it counted."""
@@ -668,18 +675,12 @@ class ServiceApp(Application):
 
     async def _send_until_counted(self, payload: SignedPayload) -> None:
         self._agent.sent(payload, "transaction")
-        await self._repeat(payload, self._may_still_count)
+        await self._repeat(encode_single(Kind.PAYLOAD, payload), lambda: self._may_still_count(payload))
 
-    async def _repeat(self, payload: SignedPayload, may_count: Callable[[SignedPayload], bool]) -> None:
-        """Hand the payload to the mempool again and again: the node may be starting, or a peer have dropped it."""
-        tx = encode_single(Kind.PAYLOAD, payload)
-        while may_count(payload):
+    async def _repeat(self, tx: bytes, may_count: Callable[[], bool]) -> None:
+        """Hand it to the mempool again and again: the node may be starting, or a peer have dropped it."""
+        while may_count():
             await self._hand_over(tx)
-            await asyncio.sleep(_RESEND_S)
-
-    async def _ask_until_counted(self, ask: SignedPayload) -> None:
-        while _counted(self._replica, Transaction(Kind.UPGRADE, (ask,))) is not None:
-            await self._hand_over(encode_single(Kind.UPGRADE, ask))
             await asyncio.sleep(_RESEND_S)
 
     def _may_request(self, request: SignedPayload) -> bool:
@@ -715,10 +716,7 @@ class ServiceApp(Application):
 
     async def _accuse(self, deed: _Deed, evidence: Evidence) -> None:
         """Hand the evidence to the mempool until it is on record, by whomever."""
-        tx = encode_evidence(evidence)
-        while self._replica.why_no_evidence(evidence) is None:
-            await self._hand_over(tx)
-            await asyncio.sleep(_RESEND_S)
+        await self._repeat(encode_evidence(evidence), lambda: self._replica.why_no_evidence(evidence) is None)
         del self._accusing[deed]
 
     def _tell_offences(self, applied: Applied) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 
 from quorate.abci.server import check_socket_path
 from quorate.errors import ConfigError, QuorateError
-from quorate.nesting import is_too_deep
+from quorate.nesting import load_json
 
 __all__ = ["MAX_LINE_BYTES", "Control", "NoAgent", "Verb", "tell"]
 
@@ -156,12 +156,11 @@ async def _one_line(reader: asyncio.StreamReader) -> bytes:
 
 def _read(line: bytes) -> dict[str, Any]:
     try:
-        text = line.decode()
-        value = None if is_too_deep(text) else json.loads(text)
+        value = load_json(line)
     except ValueError as error:
         raise ConfigError(f"a line that is no JSON: {error}") from error
     if not isinstance(value, dict):
-        raise ConfigError("a line that is no JSON object, or one that is nested too deeply")
+        raise ConfigError("a line that is no JSON object")
     return value
 
 
