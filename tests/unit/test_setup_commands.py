@@ -160,6 +160,22 @@ def test_not_integration_is_understood_without_asking_pytest(arguments: list[str
     assert test_command._excludes_integration(arguments) is excludes
 
 
+@pytest.mark.parametrize(
+    ("arguments", "may"),
+    [
+        (["-m", "not integration"], True),
+        (["-m", "not integration", "-q", "-x"], True),
+        ([], False),
+        (["-m", "integration"], False),
+        (["-m", "not integration", "-s"], False),
+        (["-m", "not integration", "--pdb"], False),
+        (["-m", "not integration", __file__], False),
+    ],
+)
+def test_only_all_fast_tests_at_once_share_the_cores(arguments: list[str], may: bool) -> None:
+    assert test_command._may_share_cores(arguments) is may
+
+
 class Item:
     """As much of a pytest item as the choice of tools looks at."""
 

@@ -30,10 +30,11 @@ def test(arguments: tuple[str, ...]) -> None:
     site = Site.here()
     chosen = _absolute(arguments)
     os.chdir(site.root)
+    every_core = ["-n", "auto", "--dist", "worksteal"] if _may_share_cores(chosen) else []
     if not _excludes_integration(chosen) and _may_need_tools(chosen):
         tools = toolbox({*_needs(chosen, site), *_ready(site)}, site=site)  # a tool that is there is told in any case
         os.environ.update(tools.environment())
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "pytest", *chosen])  # noqa: S606  (becomes pytest: Ctrl-C and exit codes are its own)
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "pytest", *every_core, *chosen])  # noqa: S606  (becomes pytest: Ctrl-C and exit codes are its own)
 
 
 def _ready(site: Site) -> list[Tool]:
@@ -56,6 +57,13 @@ def _excludes_integration(arguments: Sequence[str]) -> bool:
     return given[-1:] == ["not integration"] or any(
         a in ("--help", "-h", "--version", "--markers", "--fixtures") for a in joined
     )
+
+
+def _may_share_cores(arguments: Sequence[str]) -> bool:
+    """Whether tests may run side by side: what starts servers needs the machine, and who looks on wants order."""
+    looks_on = ("-s", "--capture=no", "--pdb", "--trace", "-p", "--collect-only", "--co")
+    named = any(Path(argument.partition("::")[0]).exists() for argument in arguments if not argument.startswith("-"))
+    return _excludes_integration(arguments) and not named and not any(a in looks_on for a in arguments)
 
 
 def _may_need_tools(arguments: Sequence[str]) -> bool:

@@ -165,7 +165,7 @@ def test_the_interpreters_limit_on_digits_changes_nothing() -> None:
         {1, 2},
         {1: 2},
         float("nan"),
-        object(),
+        pytest.param(object(), id="an object"),
         Leaf,
         1 << 1024,
         -(1 << 1024),
