@@ -64,6 +64,8 @@ class ScriptedModel:
     words: list[str] = field(default_factory=lambda: [GOOD])
     finish: str = "stop"
     status: int = 200
+    refusal: bytes = b'{"error": {"message": "the model said no"}}'
+    """What it says with any other status."""
     delay_s: float = 0
     usage: dict[str, int] | None = field(default_factory=lambda: {"prompt_tokens": 12, "completion_tokens": 7})
     asked: list[dict[str, Any]] = field(default_factory=list)
@@ -97,7 +99,7 @@ class ScriptedModel:
 
     def _answer(self, body: dict[str, Any]) -> web.Response:
         if self.status != 200:
-            return web.json_response({"error": {"message": "the model said no"}}, status=self.status)
+            return web.Response(body=self.refusal, content_type="application/json", status=self.status)
         return web.json_response(body if self.usage is None else body | {"usage": self.usage})
 
 

@@ -327,6 +327,7 @@ async def test_models_and_health_are_open(front: Front) -> None:
     [
         (ScriptedModel(status=500), 502, "failed with HTTP 500"),
         (ScriptedModel(status=400), 400, "the model said no"),
+        (ScriptedModel(status=400, refusal=b"[" * 5_000), 400, "refused the request: [[["),
         (ScriptedModel(usage=None), 502, "without its usage"),
         (ScriptedModel(delay_s=5), 504, "no answer in 0.2 s"),
         (ScriptedModel(words=["x" * 50_000]), 502, "longer than"),

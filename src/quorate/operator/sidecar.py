@@ -34,6 +34,7 @@ from quorate.model import (
     hash_of,
     parse_json,
 )
+from quorate.nesting import load_json
 from quorate.operator.config import LimitsConfig
 from quorate.units import Address, Hash
 
@@ -405,7 +406,7 @@ def _usage_of(answer: bytes, model: str) -> tuple[int, int]:
 
 def _message_of(answer: bytes) -> str:
     try:
-        message = json.loads(answer)["error"]["message"]
+        message = load_json(answer)["error"]["message"]
     except (ValueError, KeyError, TypeError):
         message = answer.decode(errors="replace")
     return str(message)[:300]
