@@ -80,7 +80,7 @@ def payload_for(chain_id: str, period: Period, body: bytes) -> UnsignedPayload:
 
 def _name_for(period: Period, body: bytes) -> str:
     """The round name under which `body` is signed: an ask goes beside a payload and does not contradict it."""
-    return f"{period.round.name}{INTERRUPT}" if body.startswith(b"!") else period.round.name
+    return f"{period.round.name}{INTERRUPT}" if Period.is_ask(body) else period.round.name
 
 
 def tick_for(chain_id: str, period: Period, attempt: int) -> UnsignedPayload:

@@ -105,6 +105,11 @@ class Period:
         """The payload by which a member asks for the interrupt `event`, in any round and beside its payload there."""
         return _ASK + event.encode()
 
+    @staticmethod
+    def is_ask(payload: bytes) -> bool:
+        """Whether `payload` asks for an interrupt: it stands beside the sender's payload of the round."""
+        return payload.startswith(_ASK)
+
     def refusal(self, sender: Address, sequence: int, payload: bytes) -> str | None:
         """Why this payload does not count now, or None."""
         try:
@@ -119,7 +124,7 @@ class Period:
             value = self._read(sender, sequence, payload)
         except PeerError:
             return self
-        if payload.startswith(_ASK):
+        if self.is_ask(payload):
             return self._with(asks=tuple(sorted({*self.asks, (value, sender)})))
         return self._with(votes=self.votes.plus(sender, value, payload))
 
@@ -193,7 +198,7 @@ class Period:
             raise PeerError(f"for round {sequence}, but {here}", evidence=payload)
         if self.is_final:
             raise PeerError(f"{self.round} is final: nothing is decided there", evidence=payload)
-        if payload.startswith(_ASK):
+        if self.is_ask(payload):
             return self._read_ask(sender, payload)
         if sender in self.votes:
             raise PeerError(f"{sender} has already sent in round {sequence} ({self.round})", evidence=payload)

@@ -90,7 +90,6 @@ INVARIANTS: Mapping[str, str] = MappingProxyType({
 })  # fmt: skip
 
 _NAMES = frozenset(INVARIANTS)
-_ASK = b"!"  # begins a payload that asks for an interrupt
 _LATE_S = 12.0  # beyond a round's limit: ticks back off to 6.4 s, and a sleeping chain's clock starts a block late
 _READY_S = 3.0
 _Stack = tuple[tuple[str, str], ...]
@@ -168,7 +167,7 @@ class Judge:
     def signed(self, who: Address, life: int, payload: UnsignedPayload) -> None:
         """`who` signed a payload (or tick)."""
         self._signed[who, payload.opening].add(payload.body)
-        if payload.body.startswith(_ASK):
+        if Period.is_ask(payload.body):
             self._asked[who].add(payload.body)
             return  # beside its part in the round
         if self.is_healthy and "/" not in payload.round:
