@@ -11,12 +11,12 @@ from typing import Any
 
 import click
 
-from quorate.errors import ConfigError
+from quorate.cli._options import agents_option, json_option, run_option
 from quorate.host.agent_file import AgentFile
 from quorate.host.control import NoAgent, tell
 from quorate.localnet.diagnosis import plain_round
 from quorate.localnet.run_dir import find_run
-from quorate.localnet.snapshot import agent_files
+from quorate.localnet.snapshot import agent_files, named
 from quorate.localnet.tools import Site
 
 __all__ = ["Answer", "ask", "request"]
@@ -44,11 +44,11 @@ class Answer:
 
 @click.command()
 @click.argument("event")
-@click.option("--run", "name", help="Which run, by the beginning or end of its name; else the newest that runs.")
-@click.option("--agent", "chosen", multiple=True, metavar="NAME", help="Ask through this agent only; may be repeated.")
+@run_option
+@agents_option
 @click.option("--wait", "wait_s", default=30.0, show_default=True, help="Seconds to wait for it.")
 @click.option("--withdraw", is_flag=True, help="Let the agents ask no more.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def ask(event: str, name: str | None, chosen: tuple[str, ...], wait_s: float, withdraw: bool, as_json: bool) -> None:
     """Ask a running service's agents for an interrupt.
 
@@ -71,7 +71,7 @@ async def request(
     `wait_s` seconds at most. `ConfigError` where the service has no such interrupt, or no agent has such a name;
     `NoAgent` where none of the chosen answers.
     """
-    before, silent = await _all(_chosen(files, chosen), "withdraw" if withdraw else "ask", event)
+    before, silent = await _all(named(files, chosen), "withdraw" if withdraw else "ask", event)
     if not before:
         raise NoAgent(f"none of {', '.join(silent)} answers", fix="./quorate status shows which agents run.")
     end, now = time.monotonic() + wait_s, before
@@ -116,14 +116,6 @@ async def _one(file: AgentFile, verb: str, event: str) -> dict[str, Any] | NoAge
         return await tell(file.control, do=verb, event=event)
     except NoAgent as error:  # the others may be enough
         return error
-
-
-def _chosen(files: Sequence[AgentFile], names: Sequence[str]) -> list[AgentFile]:
-    known = {file.name: file for file in files}
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ConfigError(f"no agent of this run is named {unknown[0]}", fix=f"There are {', '.join(known)}.")
-    return [known[name] for name in names] or list(files)
 
 
 def _told(found: Answer, wait_s: float, withdraw: bool) -> str:

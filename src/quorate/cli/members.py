@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from quorate.cli._options import json_option, run_option
 from quorate.errors import ConfigError
 from quorate.host.agent_file import AgentFile
 from quorate.host.control import NoAgent, tell
@@ -28,7 +29,6 @@ __all__ = ["Roster", "make", "members", "roster"]
 
 _POLL_S = 0.2
 _CATCH_UP_S = 300.0
-_RUN = click.option("--run", "name", help="Which run, by the beginning or end of its name; else the newest that runs.")
 _WAIT = click.option("--wait", "wait_s", default=120.0, show_default=True, help="Seconds to wait for the change.")
 
 
@@ -52,8 +52,8 @@ class Roster:
 
 
 @click.group(invoke_without_command=True)
-@_RUN
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@run_option
+@json_option
 @click.pass_context
 def members(context: click.Context, name: str | None, as_json: bool) -> None:
     """Show who the agents of a running service are, or change it while it runs.
@@ -68,7 +68,7 @@ def members(context: click.Context, name: str | None, as_json: bool) -> None:
 
 
 @members.command()
-@_RUN
+@run_option
 @_WAIT
 def join(name: str | None, wait_s: float) -> None:
     """Start one more agent here, and let the others take it in.
@@ -80,7 +80,7 @@ def join(name: str | None, wait_s: float) -> None:
 
 @members.command()
 @click.argument("agent")
-@_RUN
+@run_option
 @_WAIT
 def replace(agent: str, name: str | None, wait_s: float) -> None:
     """Start one more agent here in AGENT's place.
@@ -92,7 +92,7 @@ def replace(agent: str, name: str | None, wait_s: float) -> None:
 
 @members.command()
 @click.argument("agent")
-@_RUN
+@run_option
 @_WAIT
 def leave(agent: str, name: str | None, wait_s: float) -> None:
     """Let AGENT (agent-2, or an address) leave: it does its part until the others go on without it, and ends."""

@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 import click
 
+from quorate.cli._options import json_option, run_option
 from quorate.localnet.diagnosis import plain_round
 from quorate.localnet.run_dir import find_run
 from quorate.localnet.snapshot import AgentView, Snapshot, look
@@ -19,8 +20,8 @@ _ROW = "  {:<10} {:<9} {:>7} {:>7} {:>7}  {:<5} {:<6} {:<10} {}"
 
 
 @click.command()
-@click.option("--run", "name", help="Which run, by the beginning or end of its name; else the newest that runs.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@run_option
+@json_option
 def status(name: str | None, as_json: bool) -> None:
     """Show where a running service is.
 

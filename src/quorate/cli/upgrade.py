@@ -15,6 +15,7 @@ import click
 
 from quorate.abci import Target
 from quorate.abci.machine import rehearse
+from quorate.cli._options import agents_option, json_option, run_option
 from quorate.errors import ConfigError
 from quorate.fsm import Service
 from quorate.host.agent_file import AgentFile
@@ -22,7 +23,7 @@ from quorate.host.control import NoAgent, tell
 from quorate.loader import load_service, load_settings
 from quorate.localnet.recorder import stored_state
 from quorate.localnet.run_dir import find_run
-from quorate.localnet.snapshot import agent_files
+from quorate.localnet.snapshot import agent_files, named
 from quorate.localnet.tools import Site
 
 __all__ = ["Outcome", "change", "upgrade"]
@@ -48,11 +49,11 @@ class Outcome:
 
 @click.command()
 @click.argument("service", required=False, type=click.Path(path_type=Path), metavar="[SERVICE]")
-@click.option("--run", "name", help="Which run, by the beginning or end of its name; else the newest that runs.")
-@click.option("--agent", "chosen", multiple=True, metavar="NAME", help="Ask through this agent only; may be repeated.")
+@run_option
+@agents_option
 @click.option("--at", "height", default=0, help="First block of the new version, at the earliest; else the next one.")
 @click.option("--wait", "wait_s", default=60.0, show_default=True, help="Seconds to wait until all agents run it.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def upgrade(
     service: Path | None, name: str | None, chosen: tuple[str, ...], height: int, wait_s: float, as_json: bool
 ) -> None:
@@ -91,10 +92,7 @@ async def change(
     service = load_service(root / place)
     target = Target.of(service, load_settings(service, root / place, files[0].config).config_hash())
     rehearse(service, stored_state(files[0].home / "state.db"))
-    if unknown := sorted({*chosen} - {file.name for file in files}):
-        names = ", ".join(file.name for file in files)
-        raise ConfigError(f"no agent of this run is named {unknown[0]}", fix=f"There are {names}.")
-    asking = [file for file in files if not chosen or file.name in chosen]
+    asking = named(files, chosen)
     for file in files:  # each reads it at its next start, and goes on with the version whose turn it is
         if place not in (file.service, file.next):
             dataclasses.replace(file, next=place).save()

@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 import click
 
+from quorate.cli._options import json_option, run_option
 from quorate.localnet.diagnosis import Diagnosis, diagnose
 from quorate.localnet.run_dir import find_run
 from quorate.localnet.snapshot import look
@@ -18,8 +19,8 @@ __all__ = ["why"]
 
 
 @click.command()
-@click.option("--run", "name", help="Which run, by the beginning or end of its name; else the newest that runs.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@run_option
+@json_option
 def why(name: str | None, as_json: bool) -> None:
     """Say why a running service does not move.
 

@@ -35,6 +35,7 @@ __all__ = [
     "agent_files",
     "last_words",
     "look",
+    "named",
     "told",
 ]
 
@@ -219,6 +220,14 @@ def agent_files(run: RunDir) -> list[AgentFile]:
     if not homes:
         raise ConfigError(f"the run {run.name} has no agents yet", fix="Ask again in some seconds.")
     return [AgentFile.load(path.parent) for path in homes]
+
+
+def named(files: Sequence[AgentFile], names: Sequence[str]) -> list[AgentFile]:
+    """The agents with these names, each once; all, if none is named. `ConfigError` where there is none of a name."""
+    known = {file.name: file for file in files}
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(f"no agent of this run is named {unknown[0]}", fix=f"There are {', '.join(known)}.")
+    return [known[name] for name in dict.fromkeys(names)] or list(files)
 
 
 def _operator_files(run: RunDir) -> list[dict[str, Any]]:
