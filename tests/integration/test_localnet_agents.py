@@ -14,15 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from quorate.chain.wallet import Wallet
 from quorate.localnet._guard import MARKS, Tracked, processes_of, start_time
-from quorate.localnet.agents import Agents, agents
+from quorate.localnet.agents import Agents
 from quorate.localnet.events import Tailer
-from quorate.localnet.processes import Supervisor
 from quorate.localnet.run_dir import RunDir, run_dir
+from tests.local_run import HELLO_WORLD, ROOT, agents_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.needs("cometbft")]
-ROOT = Path(__file__).parents[2]
 ENOUGH_S = 60.0
 QUIET_S = 4.0  # two periods of hello_world
 
@@ -50,15 +48,7 @@ def following(quorum: Agents) -> Tailer:
 
 
 async def test_a_service_outlives_one_agent_waits_for_a_quorum_and_takes_the_dead_back(run: RunDir) -> None:
-    cometbft = Path(os.environ["QUORATE_COMETBFT"])
-    wallets = [Wallet.create() for _ in range(4)]
-    hello = Path("services/hello_world")
-    async with (
-        Supervisor(run.logs) as supervisor,
-        agents(
-            supervisor, run, root=ROOT, service=hello, wallets=wallets, cometbft=cometbft, config={"pause_s": 0.5}
-        ) as quorum,
-    ):
+    async with agents_of(HELLO_WORLD, run, config={"pause_s": 0.5}) as (quorum, supervisor):
         tailer = following(quorum)
         reached = await settled(tailer, "agent-1", 2)
 

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 from pathlib import Path
 
 import pytest
 
-from quorate.chain.wallet import Wallet
-from quorate.cli._template import agent_files as agent_files_of
 from quorate.cli.ask import request
 from quorate.errors import ConfigError
 from quorate.host.control import tell
-from quorate.localnet.agents import agents
-from quorate.localnet.processes import Supervisor
 from quorate.localnet.run_dir import run_dir
 from quorate.localnet.snapshot import agent_files, look
+from tests.local_run import agents_of, project, until_sequence
 
 pytestmark = [pytest.mark.integration, pytest.mark.needs("cometbft")]
-ROOT = Path(__file__).parents[2]
 SERVICE = """
 from dataclasses import dataclass
 
@@ -65,38 +59,13 @@ service = Service(
 """
 
 
-def project(root: Path) -> Path:
-    """A checkout with a service that can be interrupted."""
-    (root / "src").symlink_to(ROOT / "src")
-    folder, package = root / "services/halting", root / "agents/halting"
-    files = {"service.py": SERVICE, "service.yaml": "description: It can be interrupted.\nagents: 4\n"}
-    for where, texts in ((folder, files), (package, agent_files_of("halting"))):
-        where.mkdir(parents=True)
-        for name, text in texts.items():
-            (where / name).write_text(text)
-    return folder
-
-
 @pytest.mark.parametrize("pause_s", [600, 0.05], ids=["asleep", "busy"])
 async def test_a_quorum_interrupts_a_service_that_comes_back_and_fewer_do_not(tmp_path: Path, pause_s: float) -> None:
-    folder = project(tmp_path)
+    folder = project(tmp_path, "halting", SERVICE)
     with run_dir(tmp_path) as run:
-        async with (
-            Supervisor(run.logs) as supervisor,
-            agents(
-                supervisor,
-                run,
-                root=tmp_path,
-                service=folder,
-                wallets=[Wallet.create() for _ in range(4)],
-                cometbft=Path(os.environ["QUORATE_COMETBFT"]),
-                config={"pause_s": pause_s},
-            ) as quorum,
-        ):
+        async with agents_of(folder, run, config={"pause_s": pause_s}) as (quorum, _):
             files = agent_files(run)
-            async with asyncio.timeout(60):
-                while not (part := (await look(run)).part) or part.sequence < 3:
-                    await asyncio.sleep(0.1)
+            part = await until_sequence(run, 3)
 
             two = await request(files, "HALT", ["agent-1", "agent-2"], wait_s=3)
             assert (two.happened, two.asking, two.needed) == (False, ("agent-1", "agent-2"), 3)
@@ -107,9 +76,7 @@ async def test_a_quorum_interrupts_a_service_that_comes_back_and_fewer_do_not(tm
 
             third = await request(files, "HALT", ["agent-3"], wait_s=30)
             assert third.happened
-            async with asyncio.timeout(30):
-                while not (back := (await look(run)).part) or back.sequence <= third.sequence:
-                    await asyncio.sleep(0.1)
+            back = await until_sequence(run, third.sequence + 1)
             assert back.round in ("CountRound", "PauseRound")
 
             with pytest.raises(ConfigError, match="halting has no interrupt 'HLAT'"):

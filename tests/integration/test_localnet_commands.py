@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,46 +11,23 @@ import pytest
 from quorate.abci import Genesis
 from quorate.chain.wallet import Wallet
 from quorate.loader import load_service
-from quorate.localnet.agents import agents
-from quorate.localnet.diagnosis import Diagnosis, diagnose
 from quorate.localnet.keys import PASSPHRASE, save_keystore
-from quorate.localnet.processes import Supervisor
 from quorate.localnet.recorder import record, stored_state
-from quorate.localnet.run_dir import RunDir, find_run, run_dir
-from quorate.localnet.snapshot import agent_files, look
+from quorate.localnet.run_dir import find_run, run_dir
+from quorate.localnet.snapshot import agent_files
 from quorate.localnet.transcript import replay
+from tests.local_run import HELLO_WORLD, agents_of, said
 
 pytestmark = [pytest.mark.integration, pytest.mark.needs("cometbft")]
-ROOT = Path(__file__).parents[2]
-
-
-async def said(run: RunDir, enough: Callable[[Diagnosis], bool]) -> Diagnosis:
-    """The first diagnosis that is `enough`; asked again, for processes take a moment to stop and to start."""
-    async with asyncio.timeout(60):
-        while not enough(found := diagnose(await look(run))):
-            await asyncio.sleep(0.3)
-        return found
 
 
 async def test_why_is_right_for_stopped_peers_and_a_wrong_key_and_a_recording_replays(tmp_path: Path) -> None:
-    hello = Path("services/hello_world")
     with run_dir(tmp_path) as run:
-        async with (
-            Supervisor(run.logs) as supervisor,
-            agents(
-                supervisor,
-                run,
-                root=ROOT,
-                service=hello,
-                wallets=[Wallet.create() for _ in range(4)],
-                cometbft=Path(os.environ["QUORATE_COMETBFT"]),
-                config={"pause_s": 0.5},
-            ) as quorum,
-        ):
+        async with agents_of(HELLO_WORLD, run, config={"pause_s": 0.5}) as (quorum, supervisor):
             assert find_run(tmp_path) == run
             await said(run, lambda found: found.is_well and found.period > 0)
 
-            service = load_service(ROOT / hello)
+            service = load_service(HELLO_WORLD)
             home = agent_files(run)[1]
             transcript = await record(home.socket_dir / "rpc.sock", Genesis.load(home.comet_home), service, periods=2)
             found = replay(transcript, service)

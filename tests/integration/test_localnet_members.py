@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
 
 import pytest
 
-from quorate.chain.wallet import Wallet
-from quorate.cli._template import agent_files as agent_files_of
 from quorate.cli.members import _until_level, make, roster
 from quorate.errors import ConfigError
 from quorate.host.control import tell
-from quorate.localnet.agents import agents
 from quorate.localnet.joiner import joiner
-from quorate.localnet.processes import Supervisor
-from quorate.localnet.run_dir import run_dir
-from quorate.localnet.snapshot import agent_files, look
+from quorate.localnet.run_dir import RunDir, run_dir
+from quorate.localnet.snapshot import agent_files
 from quorate.members import Change
+from tests.local_run import agents_of, project, until_sequence
 
 pytestmark = [pytest.mark.integration, pytest.mark.needs("cometbft")]
-ROOT = Path(__file__).parents[2]
 SERVICE = """
 from dataclasses import dataclass
 
@@ -48,43 +43,16 @@ service = Service(
 """
 
 
-def project(root: Path) -> Path:
-    (root / "src").symlink_to(ROOT / "src")
-    folder, package = root / "services/counting", root / "agents/counting"
-    files = {"service.py": SERVICE, "service.yaml": "description: Its members change.\nagents: 3\n"}
-    for where, texts in ((folder, files), (package, agent_files_of("counting"))):
-        where.mkdir(parents=True)
-        for name, text in texts.items():
-            (where / name).write_text(text)
-    return folder
-
-
-async def _moves_on(run: object, rounds: int = 3) -> None:
-    first = (await look(run)).part  # type: ignore[arg-type]
-    assert first is not None
-    async with asyncio.timeout(120):
-        while not (part := (await look(run)).part) or part.sequence < first.sequence + rounds:  # type: ignore[arg-type]
-            await asyncio.sleep(0.2)
+async def _moves_on(run: RunDir, rounds: int = 3) -> None:
+    await until_sequence(run, (await until_sequence(run, 1)).sequence + rounds)
 
 
 async def test_an_agent_joins_and_another_leaves_and_ends_with_a_sentence(tmp_path: Path) -> None:
-    folder = project(tmp_path)
+    folder = project(tmp_path, "counting", SERVICE, agents=3)
     with run_dir(tmp_path) as run:
-        async with (
-            Supervisor(run.logs) as supervisor,
-            agents(
-                supervisor,
-                run,
-                root=tmp_path,
-                service=folder,
-                wallets=[Wallet.create() for _ in range(3)],
-                cometbft=Path(os.environ["QUORATE_COMETBFT"]),
-            ) as quorum,
-        ):
+        async with agents_of(folder, run, 3) as (quorum, supervisor):
             files = agent_files(run)
-            async with asyncio.timeout(120):
-                while not (part := (await look(run)).part) or part.sequence < 3:
-                    await asyncio.sleep(0.2)
+            await until_sequence(run, 3)
             before = await roster(files)
             assert (len(before.members), before.quorum, before.can_change) == (3, 3, True)
 

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
 
 import pytest
 
 from quorate.chain import Safe
-from quorate.cli._template import agent_files as agent_files_of
 from quorate.cli.members import _until_level, make, roster
 from quorate.host.agent_file import EvmSettings
 from quorate.host.control import tell
-from quorate.localnet.agents import agents
 from quorate.localnet.joiner import joiner
-from quorate.localnet.processes import Supervisor
-from quorate.localnet.run_dir import RunDir, run_dir
-from quorate.localnet.snapshot import agent_files, look
+from quorate.localnet.run_dir import run_dir
+from quorate.localnet.snapshot import agent_files
 from quorate.members import Change
 from quorate.units import Address
 from tests.integration.evm_chain import local_chain, rich_wallet
+from tests.local_run import agents_of, project, until_sequence
 
 pytestmark = [pytest.mark.integration, pytest.mark.needs("cometbft", "evm")]
-ROOT = Path(__file__).parents[2]
 NOBODY = Address("0x" + "1" * 40)
 SERVICE = """
 from dataclasses import dataclass
@@ -51,25 +47,8 @@ service = Service(
 """
 
 
-def project(root: Path) -> Path:
-    (root / "src").symlink_to(ROOT / "src")
-    folder, package = root / "services/owning", root / "agents/owning"
-    files = {"service.py": SERVICE, "service.yaml": "description: Its members own a Safe.\nagents: 4\n"}
-    for where, texts in ((folder, files), (package, agent_files_of("owning"))):
-        where.mkdir(parents=True)
-        for name, text in texts.items():
-            (where / name).write_text(text)
-    return folder
-
-
-async def _until_round(run: RunDir, sequence: int) -> None:
-    async with asyncio.timeout(180):
-        while not (part := (await look(run)).part) or part.sequence < sequence:
-            await asyncio.sleep(0.2)
-
-
 async def test_owners_and_threshold_follow_a_join_and_a_leave_while_rounds_go_on(tmp_path: Path) -> None:
-    folder = project(tmp_path)
+    folder = project(tmp_path, "owning", SERVICE)
     wallets = [rich_wallet(number) for number in range(4)]
     async with local_chain(tmp_path / "evm") as evm:
         safe = await Safe.deploy(evm.chain, rich_wallet(9), [wallet.address for wallet in wallets], 3)
@@ -78,19 +57,8 @@ async def test_owners_and_threshold_follow_a_join_and_a_leave_while_rounds_go_on
             timelock=NOBODY, registry=NOBODY, confirmations=0,
         )  # fmt: skip
         with run_dir(tmp_path) as run:
-            async with (
-                Supervisor(run.logs) as supervisor,
-                agents(
-                    supervisor,
-                    run,
-                    root=tmp_path,
-                    service=folder,
-                    wallets=wallets,
-                    cometbft=Path(os.environ["QUORATE_COMETBFT"]),
-                    evm=settings,
-                ) as quorum,
-            ):
-                await _until_round(run, 3)
+            async with agents_of(folder, run, wallets, evm=settings) as (quorum, supervisor):
+                await until_sequence(run, 3)
                 files = agent_files(run)
                 before = await roster(files)
                 async with joiner(supervisor, run, tmp_path, files, before.members) as new:
@@ -108,6 +76,4 @@ async def test_owners_and_threshold_follow_a_join_and_a_leave_while_rounds_go_on
                     assert await safe.nonce() == 2
                     async with asyncio.timeout(120):
                         assert await quorum.child("agent-2").wait() == 0
-                    part = (await look(run)).part
-                    assert part is not None
-                    await _until_round(run, part.sequence + 3)
+                    await until_sequence(run, (await until_sequence(run, 1)).sequence + 3)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -15,26 +13,16 @@ from aiohttp.test_utils import TestServer
 
 from dao.demo import delegate_net
 from quorate.chain import Wallet
-from quorate.localnet.diagnosis import Diagnosis, diagnose
-from quorate.localnet.run_dir import RunDir
-from quorate.localnet.snapshot import look
+from quorate.localnet.diagnosis import Diagnosis
 from quorate.localnet.stage import stage
 from quorate.localnet.tools import Tools
 from quorate.operator.config import ModelConfig
 from quorate.units import Hash, Wei
+from tests.local_run import ROOT, said
 from tests.model_world import ScriptedModel
 
 pytestmark = [pytest.mark.integration, pytest.mark.needs("cometbft", "evm")]
-ROOT = Path(__file__).parents[2]
 MODELS = (("all-minilm-l6-v2", "embedding"), ("smollm2-135m-instruct", "chat"))
-
-
-async def said(run: RunDir, enough: Callable[[Diagnosis], bool]) -> Diagnosis:
-    """The first diagnosis that is `enough`."""
-    async with asyncio.timeout(60):
-        while not enough(found := diagnose(await look(run))):
-            await asyncio.sleep(0.3)
-        return found
 
 
 def kinds(found: Diagnosis) -> set[str]:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
 
 import pytest
 
-from quorate.chain.wallet import Wallet
 from quorate.cli.upgrade import change
 from quorate.errors import ConfigError
 from quorate.host.agent_file import AgentFile
 from quorate.host.control import tell
-from quorate.localnet.agents import agents
-from quorate.localnet.processes import Supervisor
 from quorate.localnet.run_dir import run_dir
+from tests.local_run import HELLO_WORLD, ROOT, agents_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.needs("cometbft")]
-ROOT = Path(__file__).parents[2]
 NEXT = ROOT / "tests/upgrades/next/hello_world"
 
 
@@ -33,20 +29,8 @@ async def _until_settled(file: AgentFile, more: int) -> None:
 
 
 async def test_all_agents_of_a_run_change_to_the_new_code_and_go_on(tmp_path: Path) -> None:
-    wallets = [Wallet.create() for _ in range(4)]
     with run_dir(tmp_path) as run:
-        async with (
-            Supervisor(run.logs) as supervisor,
-            agents(
-                supervisor,
-                run,
-                root=ROOT,
-                service=Path("services/hello_world"),
-                wallets=wallets,
-                cometbft=Path(os.environ["QUORATE_COMETBFT"]),
-                config={"pause_s": 0.5},
-            ) as quorum,
-        ):
+        async with agents_of(HELLO_WORLD, run, config={"pause_s": 0.5}) as (quorum, _):
             files = list(quorum.files.values())
             await _until_settled(files[0], 4)
             with pytest.raises(ConfigError, match="no agent of this run is named agent-9"):
