@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,22 @@ def changed(home: Path, **values: Any) -> Path:
 def test_what_is_saved_is_loaded_again(tmp_path: Path, evm: EvmSettings | None) -> None:
     agent = replace(an_agent(tmp_path), evm=evm)
     agent.save()
+    assert AgentFile.load(tmp_path) == agent
+
+
+def test_a_save_that_fails_leaves_the_file_that_the_agent_runs_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`./quorate upgrade` writes it anew while the agent runs; half a file would be the end of its restarts."""
+    agent = an_agent(tmp_path)
+    agent.save()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        replace(agent, next="services/next").save()
     assert AgentFile.load(tmp_path) == agent
 
 

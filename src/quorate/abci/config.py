@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quorate.abci.transaction import MAX_TX_BYTES
+from quorate.durable import replace_file
 
 __all__ = ["Peer", "render", "save"]
 
@@ -91,4 +92,4 @@ def save(home: Path, me: Peer, peers: Sequence[Peer], settings: Mapping[str, str
     """Write `home`/config/config.toml; ports may change between two lives of a node, its identity does not."""
     path = home / "config" / "config.toml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(me, peers, settings))
+    replace_file(path, render(me, peers, settings).encode(), is_synced=False)

@@ -14,6 +14,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
+from quorate.durable import replace_file
 from quorate.errors import ConfigError
 from quorate.fsm import Service
 from quorate.members import BindingSigner, Identity, Member, binding_digest
@@ -214,8 +215,7 @@ def _private(key: Ed25519PrivateKey) -> dict[str, str]:
 
 def _write_private(path: Path, document: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path.touch(mode=0o600)
-    path.write_text(json.dumps(document, indent=2) + "\n")
+    replace_file(path, (json.dumps(document, indent=2) + "\n").encode(), mode=0o600)
 
 
 def _public_bytes(key: Ed25519PrivateKey) -> bytes:

@@ -16,6 +16,7 @@ from eth_account.signers.local import LocalAccount
 from eth_keyfile.keyfile import create_keyfile_json, decode_keyfile_json
 from eth_typing import Hash32
 
+from quorate.durable import sync_folder
 from quorate.errors import ConfigError
 from quorate.units import Address
 
@@ -76,6 +77,7 @@ class Wallet:
             json.dump(keystore, file)
             file.flush()
             os.fsync(file.fileno())
+        sync_folder(path.parent)
 
     def sign_digest(self, digest: bytes) -> bytes:
         """The signature r, s, v (65 bytes, v 27 or 28) of a 32-byte EIP-712 digest."""

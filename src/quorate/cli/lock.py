@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from quorate.durable import replace_file
 from quorate.errors import SetupError
 from quorate.localnet.tools import Site, Tool, toolbox
 from quorate.localnet.tools.parts import clean_environment, npm_command
@@ -70,9 +71,7 @@ def _make(site: Site, name: str, before: str, *, upgrade: bool, check: bool) -> 
             _lock_python(site, name, new, before)
         differs = not current.exists() or new.read_bytes() != current.read_bytes()
         if differs and not check:
-            temporary = current.with_name(f"{current.name}.new")
-            temporary.write_bytes(new.read_bytes())
-            temporary.replace(current)
+            replace_file(current, new.read_bytes())
     return differs
 
 

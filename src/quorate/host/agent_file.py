@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from eth_utils.address import is_checksum_address
 
+from quorate.durable import replace_file
 from quorate.errors import ConfigError
 from quorate.units import Address
 
@@ -140,11 +141,11 @@ class AgentFile:
         return replace(loaded, **{name: home / getattr(loaded, name) for name in _PATHS})
 
     def save(self) -> Path:
-        """Write `home`/agent.json and return its path."""
+        """Write `home`/agent.json and return its path; the agent may be running, and is started again with it."""
         values = {name: _plain(value) for name, value in asdict(self).items() if name != "home"}
         path = self.home / FILE_NAME
         self.home.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        replace_file(path, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
         return path
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quorate.abci import ServiceApp
+from quorate.durable import replace_file
 from quorate.errors import ConfigError, PeerError, ServiceError
 from quorate.fsm import ROUND_TIMEOUT, Period, Settled, codec
 from quorate.members import Change, Membership
@@ -47,10 +48,7 @@ class Approvals:
             )
         if (problem := change.problem(state.chain, state.roster)) is not None:
             raise ConfigError(f"this change cannot be made: {problem}")
-        part = self._path.with_suffix(".part")
-        part.touch(mode=0o600)
-        part.write_bytes(codec.encode(change))
-        part.replace(self._path)
+        replace_file(self._path, codec.encode(change), mode=0o600)
 
     def settled(self, settled: Settled) -> None:
         """Forget what is approved once a round has decided about it: an approval counts for one round, then it is over.

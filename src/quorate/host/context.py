@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from quorate.chain import Chain
+from quorate.durable import replace_file
 from quorate.errors import ConfigError
 from quorate.fsm import Period
 from quorate.members import Change
@@ -111,9 +112,7 @@ def keep_evidence(folder: Path, name: str, content: bytes) -> None:
     if Path(name).name != name or name.startswith("."):
         raise ValueError(f"{name!r} is no plain file name")
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{name}.partial"
-    partial.write_bytes(content)
-    partial.replace(folder / name)
+    replace_file(folder / name, content, is_synced=False)
 
 
 def _given(value: T | None, what: str) -> T:

@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from quorate.durable import replace_file
+
 __all__ = ["Metrics", "keep_writing"]
 
 EVERY_S = 5.0
@@ -99,9 +101,7 @@ class Metrics:
 
     def write(self, path: Path) -> None:
         """Replace the file at `path`: a reader never sees half of one."""
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(self.render())
-        partial.replace(path)
+        replace_file(path, self.render().encode(), is_synced=False)
 
     def _add(self, name: str, labels: Mapping[str, str], value: float = 1) -> None:
         self._values[name][self._all(labels)] += value

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from quorate.abci import SignedPayload, UnsignedPayload
+from quorate.durable import replace_file
 from quorate.errors import ConfigError, PeerError, SetupError
 
 __all__ = ["FileMemory", "Memory"]
@@ -103,18 +104,10 @@ class FileMemory(Memory):
     def _renew(self) -> None:
         """Write the file anew with what is needed, in one step."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_name(f".{self._path.name}.partial")
-        file = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
-        os.write(file, f"{_FIRST}{self.oldest}\n".encode() + b"".join(_line(one) for one in self._signed.values()))
-        os.fsync(file)
-        partial.replace(self._path)
-        folder = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        first = f"{_FIRST}{self.oldest}\n".encode()
+        replace_file(self._path, first + b"".join(_line(one) for one in self._signed.values()), mode=0o600)
         self.close()
-        self._file, self._lines = file, len(self._signed)
+        self._file, self._lines = os.open(self._path, os.O_WRONLY | os.O_APPEND), len(self._signed)
 
     def _write(self, payload: SignedPayload) -> None:
         line = _line(payload)

@@ -7,12 +7,12 @@ have it, is of no use to anybody and goes. A period that is merely proposed ends
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from quorate.durable import replace_file, sync_folder
 from quorate.errors import ConfigError
 
 __all__ = ["FileVault"]
@@ -53,15 +53,5 @@ class FileVault:
     def _write(self, path: Path, content: str) -> None:
         self._all.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        for folder in (self._folder, self._all):  # the new names, too, survive a power cut
-            opened = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(opened)
-            finally:
-                os.close(opened)
+        replace_file(path, content.encode(), mode=0o600)
+        sync_folder(self._all)  # the period's own name, too, survives a power cut
