@@ -29,5 +29,5 @@ class Script:
         """Nothing is connected."""
 
 
-def scripted_chain(answers: dict[str, Any], *, chain_id: int = 31337) -> Chain:
-    return Chain(Script(answers), chain_id, "http://scripted")
+def scripted_chain(answers: dict[str, Any], *, chain_id: int = 31337, is_known: bool = True) -> Chain:
+    return Chain(Script(answers), chain_id, "http://scripted", is_known=is_known)

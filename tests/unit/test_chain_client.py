@@ -9,7 +9,7 @@ import pytest
 
 from quorate.chain import CallReverted, Fees, NonceTooLow, Wallet, load_abi
 from quorate.chain.revert import explain
-from quorate.errors import ChainError, Underpriced, Unreachable
+from quorate.errors import ChainError, ConfigError, Underpriced, Unreachable
 from quorate.signatures import keccak
 from quorate.units import Address, Call, Hash, Wei
 from tests.unit.scripted_chain import scripted_chain
@@ -50,6 +50,26 @@ def _receipt(transaction: str, block: int = 16, status: str = "0x1") -> dict[str
 async def test_a_node_that_does_not_answer_is_unreachable(failure: Exception) -> None:
     with pytest.raises(Unreachable, match="http://scripted gave no answer to eth_blockNumber"):
         await scripted_chain({"eth_blockNumber": failure}).block_number()
+
+
+async def test_a_node_that_is_dead_at_first_is_asked_for_its_chain_once_it_answers_and_once_only() -> None:
+    answers: dict[str, Any] = {"eth_chainId": OSError("connection refused"), "eth_blockNumber": "0x10"}
+    chain = scripted_chain(answers, is_known=False)
+    for _ in range(2):
+        with pytest.raises(Unreachable, match="gave no answer to eth_chainId"):
+            await chain.block_number()
+    answers["eth_chainId"] = "0x7a69"
+    assert [await chain.block_number() for _ in range(2)] == [16, 16]
+    asked = [method for method, _ in chain._provider.asked]  # type: ignore[attr-defined]
+    assert asked == ["eth_chainId"] * 3 + ["eth_blockNumber"] * 2
+
+
+async def test_a_node_of_another_chain_is_sent_nothing() -> None:
+    chain = scripted_chain({"eth_chainId": "0x1"}, is_known=False)
+    for ask in (chain.check, chain.block_number, lambda: chain.send_raw(b"\x01")):
+        with pytest.raises(ConfigError, match="http://scripted serves chain 1; expected chain 31337"):
+            await ask()
+    assert {method for method, _ in chain._provider.asked} == {"eth_chainId"}  # type: ignore[attr-defined]
 
 
 async def test_an_answer_that_is_no_json_rpc_is_unreachable() -> None:

@@ -147,33 +147,38 @@ class Receipt:
 class Chain:
     """A connection to one chain. One instance an event loop; sends of one account are put in order here."""
 
-    def __init__(self, provider: Provider, chain_id: int, where: str) -> None:
+    def __init__(self, provider: Provider, chain_id: int, where: str, *, is_known: bool = True) -> None:
+        """`is_known`: the node was asked, and serves the chain `chain_id`."""
         self._provider = provider
         self.chain_id = chain_id
         self.where = where
+        self._is_known = is_known
         self._sending: dict[Address, asyncio.Lock] = {}
 
     @classmethod
     async def connect(cls, url: str, chain_id: int | None = None, *, timeout_s: float = 20) -> Self:
         """Connects and asks for the chain id; raises Unreachable, or ConfigError if it is not `chain_id`."""
-        provider = _BoundedProvider(
-            url,
-            request_kwargs={"timeout": aiohttp.ClientTimeout(total=timeout_s)},
-            exception_retry_configuration=ExceptionRetryConfiguration(
-                errors=(aiohttp.ClientConnectionError,), retries=3, backoff_factor=0.1
-            ),
-        )
-        chain = cls(provider, chain_id or 0, _shown_url(url))
+        chain = cls(_provider(url, timeout_s), chain_id or 0, _shown_url(url), is_known=False)
         try:
-            found = await chain._ask(_number, "eth_chainId")
+            await chain.check()
         except BaseException:
             await chain.close()
             raise
-        if chain_id is not None and found != chain_id:
-            await chain.close()
-            raise ConfigError(f"{chain.where} serves chain {found}; expected chain {chain_id}", fix="check the URL")
-        chain.chain_id = found
         return chain
+
+    @classmethod
+    def at(cls, url: str, chain_id: int, *, timeout_s: float = 20) -> Self:
+        """The same without a word to the node, which may be dead now: the first request asks for the chain id."""
+        return cls(_provider(url, timeout_s), chain_id, _shown_url(url), is_known=False)
+
+    async def check(self) -> None:
+        """Ask for the chain id, unless the node has told it; raises Unreachable, or ConfigError if it is another."""
+        if self._is_known:
+            return
+        found = await self._read(_number, "eth_chainId")
+        if self.chain_id and found != self.chain_id:
+            raise ConfigError(f"{self.where} serves chain {found}; expected chain {self.chain_id}", fix="check the URL")
+        self.chain_id, self._is_known = found, True
 
     async def close(self) -> None:
         """Close the connection."""
@@ -381,6 +386,10 @@ class Chain:
 
     async def request(self, method: str, *params: Any, what: str = "") -> Any:
         """The result of any JSON-RPC method (of a local chain's own, too). `what` names the request in an error."""
+        await self.check()
+        return await self._request(method, *params, what=what)
+
+    async def _request(self, method: str, *params: Any, what: str = "") -> Any:
         try:
             response = await self._provider.make_request(method, params)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
@@ -394,8 +403,12 @@ class Chain:
         return response.get("result")
 
     async def _ask(self, read: Callable[[Any], T], method: str, *params: Any, what: str = "") -> T:
-        """The result as `read` brings it into our types."""
-        raw = await self.request(method, *params, what=what)
+        """The result as `read` brings it into our types, from a node that serves the chain that we mean."""
+        await self.check()
+        return await self._read(read, method, *params, what=what)
+
+    async def _read(self, read: Callable[[Any], T], method: str, *params: Any, what: str = "") -> T:
+        raw = await self._request(method, *params, what=what)
         try:
             return read(raw)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -568,6 +581,16 @@ class _BoundedSessions(HTTPSessionManager):
                 response.close()
                 raise ValueError(f"an answer of more than {_LARGEST_ANSWER} bytes")
         return bytes(body)
+
+
+def _provider(url: str, timeout_s: float) -> _BoundedProvider:
+    return _BoundedProvider(
+        url,
+        request_kwargs={"timeout": aiohttp.ClientTimeout(total=timeout_s)},
+        exception_retry_configuration=ExceptionRetryConfiguration(
+            errors=(aiohttp.ClientConnectionError,), retries=3, backoff_factor=0.1
+        ),
+    )
 
 
 def _shown_url(url: str) -> str:

@@ -15,7 +15,7 @@ from aea.identity.base import Identity
 
 from quorate.abci import Archive, Genesis, Plan, ServiceApp, Store, Target, UpgradeDue, Validator, has_signed
 from quorate.chain import Chain, OperatorRegistry, selector_of
-from quorate.errors import QuorateError
+from quorate.errors import ChainError, QuorateError
 from quorate.fsm import Period
 from quorate.loader import load_settings
 from quorate.model import ModelClient
@@ -179,8 +179,8 @@ class HostedAgent:
         file = self._file
         chain = model = settler = None
         if file.evm is not None:
-            connected = await Chain.connect(file.evm.url, chain_id=file.evm.chain_id)
-            chain = await self._resources.enter_async_context(connected)
+            chain = await self._resources.enter_async_context(Chain.at(file.evm.url, file.evm.chain_id))
+            await _look_at(chain, self._journal)
             if file.evm.safe is not None:
                 settler = SafeSettler(
                     chain,
@@ -208,6 +208,20 @@ class HostedAgent:
             approvals=approvals,
             agreed=self._agreed,
         )
+
+
+async def _look_at(chain: Chain, journal: Journal, patience_s: float = 3) -> None:
+    """See at the start whether the EVM node serves the right chain; raises ConfigError if it serves another.
+
+    A dead one keeps nobody from the rounds that do not need it: an act that does asks again until there is an answer
+    (`Runner`), and the first request asks for the chain id. One that hangs makes the agent `patience_s` late.
+    """
+    try:
+        async with asyncio.timeout(patience_s):
+            await chain.check()
+    except (ChainError, TimeoutError) as error:
+        why = error if isinstance(error, ChainError) else f"{chain.where} gave no answer within {patience_s:g} s"
+        journal.waiting("the EVM node", f"{why}; rounds that need it wait until it is back")
 
 
 def _verbs(app: ServiceApp, runner: Runner) -> dict[str, Verb]:
