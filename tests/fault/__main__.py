@@ -25,8 +25,20 @@ from typing import Any
 from tests.chain_of_agents.watched import BLOCK_POINTS, NODE_POINTS, ROUND_POINTS, SNAPSHOT_POINTS
 from tests.fault.chain import Chain
 from tests.fault.crashes import NODE_CRASHES, crash_at, crash_node_at
-from tests.fault.perturbations import ALL, TWELVE, ClockSkew, DiskFull, can_mount
-from tests.fault.settling import DeadRpc, SettlingChain, settling_chain
+from tests.fault.links import Links
+from tests.fault.namespaces import Namespaces
+from tests.fault.perturbations import (
+    ALL,
+    TWELVE,
+    ClockSkew,
+    DiskFull,
+    DoubleSigner,
+    Mute,
+    Reset,
+    SlowLink,
+    can_mount,
+)
+from tests.fault.settling import DeadRpc, SettlingChain, StartWithoutEvm, settling_chain
 from tests.fault.skewed_node import build
 from tests.fault.trial import perturb
 
@@ -34,7 +46,10 @@ __all__ = ["main"]
 
 MEDIAN_S, P99_S = 5.0, 20.0
 """The bars for recovery."""
-KINDS = {**ALL, DeadRpc.name: DeadRpc}
+ON_EVM = {kind.name: kind for kind in (DeadRpc, StartWithoutEvm)}
+KINDS = {**ALL, **ON_EVM}
+BY_PROXY = {Mute.name, Reset.name, SlowLink.name, DoubleSigner.name}
+"""What only links by proxies can do."""
 
 
 class Table:
@@ -133,8 +148,9 @@ async def _trial(chain: Chain, names: tuple[str, ...], options: argparse.Namespa
 async def _crashes(options: argparse.Namespace, table: Table) -> None:
     """Every crash point of the application and of CometBFT."""
     async with Chain(snapshot_every=10, snapshots=3) as chain:
-        for point in (*BLOCK_POINTS, *SNAPSHOT_POINTS, *NODE_POINTS, *ROUND_POINTS):
-            table.add(f"killed at {point}", await crash_at(chain, 3, point))
+        points = (*BLOCK_POINTS, *SNAPSHOT_POINTS, *NODE_POINTS, *ROUND_POINTS)
+        for point, seconds in (await crash_at(chain, 3, *points)).items():
+            table.add(f"killed at {point}", seconds)
     async with Chain("on_demand") as asleep:
         for index in range(NODE_CRASHES):
             table.add(f"CometBFT at {index}", await crash_node_at(asleep, 2, index, 3 * index + 2))
@@ -167,13 +183,18 @@ async def _chain(options: argparse.Namespace) -> AsyncIterator[Chain]:
         async with Chain("hello_world", options.agents, hosted={"pause_s": 0.2}) as hosted:
             yield hosted
     else:
-        async with Chain("counting", options.agents) as counting:
+        network = Namespaces if options.namespaces else Links
+        async with Chain("counting", options.agents, network=network) as counting:
             yield counting
 
 
 def _possible(options: argparse.Namespace) -> list[str]:
     without = set() if can_mount() else {DiskFull.name}
-    return [name for name in KINDS if name not in without and (name != DeadRpc.name or options.effects)]
+    if not options.effects:
+        without |= ON_EVM.keys()
+    if options.namespaces:
+        without |= BY_PROXY
+    return [name for name in KINDS if name not in without]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -184,6 +205,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--hosted", action="store_true", help="real agents in open-aea (hello_world)")
     parser.add_argument(
         "--effects", action="store_true", help="real agents, four, with a Safe on anvil (QUORATE_ANVIL)"
+    )
+    parser.add_argument(
+        "--namespaces", action="store_true", help="packets are really lost: a network namespace each (root)"
     )
     parser.add_argument("--repeat", type=int, default=1, help="alone: how often each")
     parser.add_argument("--only", nargs="*", choices=sorted(KINDS), help="alone: only these")

@@ -24,7 +24,7 @@ from tests.fault.links import Links
 from tests.fault.namespaces import Namespaces
 from tests.fault.oracle import Judge
 
-__all__ = ["PATIENCE_S", "Chain"]
+__all__ = ["PATIENCE_S", "Chain", "Tail"]
 
 PATIENCE_S = 240.0
 """How long a test waits for what must come; how fast it came is measured, and judged by who reads the figures."""
@@ -32,7 +32,7 @@ _BESIDE_ANOTHER_S = 10.0
 
 
 @dataclass
-class _Tail:
+class Tail:
     """A journal that is being written."""
 
     path: Path
@@ -79,7 +79,7 @@ class Chain(ChainOfAgents):
         self.troubled: set[int] = set()
         """Agents to which something is being done."""
         self.mounts: list[Path] = []
-        self._tails = {index: _Tail(file.journal) for index, file in enumerate(self.files)}
+        self._tails = {index: Tail(file.journal) for index, file in enumerate(self.files)}
 
     async def __aenter__(self) -> Self:
         try:
@@ -115,7 +115,7 @@ class Chain(ChainOfAgents):
 
     def listen_to(self, who: int, journal: Path) -> None:
         """Judge one more process by what it writes."""
-        self._tails[who] = _Tail(journal)
+        self._tails[who] = Tail(journal)
 
     def last(self, index: int, kind: str) -> dict[str, Any]:
         self.hear()
@@ -216,13 +216,24 @@ class Chain(ChainOfAgents):
         aside.rename(home)
 
     async def twin(self, index: int, peers: Sequence[int]) -> subprocess.Popen[bytes]:
-        """Start a second agent with the keys of a (stopped) one; these peers reach it in the first one's place."""
-        home, file = self.folder / f"twin{index}", self.files[index]
+        """Start a second agent with the keys of a (stopped) one. It reaches these peers, and the first one the others.
+
+        Both have the first one's node id as well, as when somebody starts a copy of an agent's home: a peer holds one
+        of the two and refuses the other. The second one dials by itself: whom it reaches must not depend on who dialed
+        whom before, because a node redials only those that it had dialed (an inbound peer is known to it by an address
+        that is none of its persistent peers').
+        """
+        home, file, second = self.folder / f"twin{index}", self.files[index], self.second(index)
         shutil.rmtree(home, ignore_errors=True)
         shutil.copytree(self.homes[index], home)
         (port,) = free_ports(1)
-        me = config.Peer(next(m.node_id for m in self.genesis.members if m.address == self.keys[index].address), port)
-        config.save(home, me, [me])
+        await self.proxies.join(second, port, peers, like=index)
+        for peer in peers:
+            self.proxies.refuse(peer, index)
+            self.proxies.refuse(index, peer)
+        ids = {i: self.member(i).node_id for i in (index, *peers)}
+        me = _peer(ids[index], self.proxies.own(second))
+        config.save(home, me, [_peer(ids[peer], self.proxies.way(second, peer)) for peer in peers])
         sockets = self.folder / f"t{index}"
         sockets.mkdir(exist_ok=True)
         copy = replace(file, sockets=str(sockets), peers=(), environment={})
@@ -237,11 +248,19 @@ class Chain(ChainOfAgents):
                 evidence_dir=host / "evidence",
                 peers=(),
             ).save()
-        self.listen_to(self.n + index, copy.journal)
-        for peer in peers:
-            self.proxies.instead[peer, index] = port
-            self.proxies.instead[index, peer] = 0
+        self.listen_to(second, copy.journal)
         return self.launch(home, copy)
+
+    def part(self, index: int, peers: Sequence[int]) -> None:
+        """The (stopped) second agent's links are gone, the first one's open again."""
+        self.proxies.leave(self.second(index))
+        for peer in peers:
+            self.proxies.admit(peer, index)
+            self.proxies.admit(index, peer)
+
+    def second(self, index: int) -> int:
+        """What the second agent with one's keys is called among links and journals."""
+        return 2 * self.n + index
 
     # ---- what must come
 

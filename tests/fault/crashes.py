@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import zip_longest
 
 from tests.chain_of_agents.watched import BLOCK_POINTS
 from tests.fault.chain import PATIENCE_S, Chain
@@ -16,34 +17,43 @@ NODE_CRASHES = 11
 is executed, four around FinalizeBlock's result, Commit and its own state, two after."""
 
 
-async def crash_at(chain: Chain, victim: int, point: str) -> float:
-    """Let the agent live with a bomb at `point` until that goes off, and return how many seconds it then needs.
+async def crash_at(chain: Chain, victim: int, *points: str) -> dict[str, float]:
+    """Let the agent live with a bomb at the first of `points` until that goes off, then with one at the next, and so on
+    to a life with none; returns how many seconds it needed after each to be level with the others.
 
     The agent is back with the block where the crash came after the write, without it where it came before, and goes on
     to the same state as all others.
     """
     chain.victims.add(victim)
-    at = chain.judge.last + _AHEAD
     if victim in chain.processes:
         await chain.end(victim)
-    chain.configure(victim, crash_in=point, crash_at=at)
+    took = {}
+    at = _arm(chain, victim, points[0])
     chain.start(victim)
-    code = await chain.gone(victim)
-    assert code != 0
-    fell_at = chain.judge.height(victim)
-    chain.configure(victim, crash_in="", crash_at=0)
-    since = time.time()
-    chain.start(victim)
+    for point, then in zip_longest(points, points[1:]):
+        assert await chain.gone(victim) != 0
+        fell_at, armed_at = chain.judge.height(victim), at
+        since = time.time()
+        at = _arm(chain, victim, then or "")
+        chain.start(victim)
+        took[point] = await chain.level(range(chain.n), since)
+        if point in BLOCK_POINTS:
+            loaded = int(chain.last(victim, "loaded")["height"])
+            assert loaded == (armed_at if point in _SAVED else armed_at - 1), f"{point} of {armed_at}: back at {loaded}"
+            assert fell_at <= loaded, f"it had told of block {fell_at}, and is back at {loaded}"
     chain.victims.discard(victim)
-    took = await chain.level(range(chain.n), since)
-    if point in BLOCK_POINTS:
-        loaded = int(chain.last(victim, "loaded")["height"])
-        assert loaded == (at if point in _SAVED else at - 1), f"{point} of {at}: back at {loaded}"
-        assert fell_at <= loaded, f"it had told of block {fell_at}, and is back at {loaded}"
     await chain.goes_on()
     await chain.agree_with_headers()
     chain.judge.at_the_end()
     return took
+
+
+def _arm(chain: Chain, victim: int, point: str) -> int:
+    """Put a bomb into the agent's next life, or none; returns the block from which on it goes off."""
+    chain.hear()
+    at = chain.judge.last + _AHEAD if point else 0
+    chain.configure(victim, crash_in=point, crash_at=at)
+    return at
 
 
 async def crash_node_at(chain: Chain, victim: int, index: int, allowed: int) -> float:

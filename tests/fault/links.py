@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import permutations
 
 __all__ = ["Links"]
@@ -101,8 +101,8 @@ class Links:
     def __init__(self, ports: Iterable[int]) -> None:
         self.targets = dict(enumerate(ports))
         """Where each node listens."""
-        self.instead: dict[_Pair, int] = {}
-        """Where (dialer, listener) is led to instead; 0: nowhere."""
+        self._refused: set[_Pair] = set()
+        """(dialer, listener)"""
         pairs = list(permutations(self.targets, 2))
         self._flows: dict[_Pair, _Flow] = {pair: _Flow() for pair in pairs}
         self._servers: dict[_Pair, asyncio.Server] = {}
@@ -120,6 +120,22 @@ class Links:
         await asyncio.gather(*self._dials, return_exceptions=True)
         self.reset(*self.targets)
         await asyncio.sleep(0)
+
+    async def join(self, index: int, port: int, peers: Iterable[int], *, like: int) -> None:
+        """One more node, at `port`, with links to and from these peers as the node `like` has them; `leave` ends it."""
+        self.targets[index] = port
+        for peer in peers:
+            for pair, model in (((index, peer), (like, peer)), ((peer, index), (peer, like))):
+                self._flows[pair] = replace(self._flows[model], pipes=set())
+                self._servers[pair] = await self._listen(pair)
+
+    def leave(self, index: int) -> None:
+        """Take a node that has joined, and its links, away."""
+        self.reset(index)
+        for pair in [pair for pair in self._servers if index in pair]:
+            self._servers.pop(pair).close()
+            del self._flows[pair]
+        del self.targets[index]
 
     def own(self, index: int) -> tuple[str, int]:
         """Where a node listens."""
@@ -151,12 +167,12 @@ class Links:
 
     def refuse(self, dialer: int, listener: int) -> None:
         """Break the connections that one has made to the other, and let no new one come about."""
-        self.instead[dialer, listener] = 0
+        self._refused.add((dialer, listener))
         self._abort([(dialer, listener), (listener, dialer)])
 
     def admit(self, dialer: int, listener: int) -> None:
         """The end of `refuse`."""
-        self.instead.pop((dialer, listener), None)
+        self._refused.discard((dialer, listener))
 
     def _abort(self, pairs: Iterable[_Pair]) -> None:
         for pair in pairs:
@@ -185,10 +201,11 @@ class Links:
         task.add_done_callback(self._dials.discard)
 
     async def _connect(self, pair: _Pair, near: _Pipe) -> None:
-        target = self.instead.get(pair, self.targets[pair[1]])
         far = _Pipe(self._flows[pair[1], pair[0]])
         try:
-            await asyncio.get_running_loop().create_connection(lambda: far, "127.0.0.1", target)
+            if pair in self._refused:
+                raise ConnectionRefusedError
+            await asyncio.get_running_loop().create_connection(lambda: far, *self.own(pair[1]))
         except OSError:  # nobody listens there
             if near.transport is not None:
                 near.transport.abort()

@@ -253,7 +253,7 @@ class SlowLink(Perturbation):
 
 
 class DoubleSigner(Perturbation):
-    """Two agents run with one validator's keys, each known to other peers: it votes twice, and not always alike.
+    """Two agents run with one validator's keys, each connected with other peers: it votes twice, and not always alike.
 
     Lasts until the others have evidence of it in a block.
     """
@@ -262,12 +262,16 @@ class DoubleSigner(Perturbation):
     hold_s = 0.5
 
     async def begin(self, chain: Chain, victim: int) -> None:
-        since = chain.judge.last
         await chain.end(victim)
+        chain.hear()
+        since = chain.judge.last
         chain.proxies.reset(victim)
         others = [index for index in range(chain.n) if index != victim]
-        self.second = await chain.twin(victim, self.rng.sample(others, len(others) - 1))
+        self.peers = self.rng.sample(others, len(others) - 1)
+        self.second = await chain.twin(victim, self.peers)
         chain.start(victim)
+        both = (victim, chain.second(victim))
+        await chain.expect(lambda: all(chain.height(one) > since for one in both), f"both agents {victim} take part")
         address = next(m.validator_address for m in chain.genesis.members if m.address == chain.keys[victim].address)
 
         def is_found(told: dict[str, Any]) -> bool:
@@ -281,8 +285,7 @@ class DoubleSigner(Perturbation):
     async def end(self, chain: Chain, victim: int) -> None:
         self.second.kill()
         self.second.wait()
-        chain.proxies.instead.clear()
-        chain.proxies.reset(victim)
+        chain.part(victim, self.peers)
         await _start_again(chain, victim)
 
 

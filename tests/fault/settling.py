@@ -5,6 +5,7 @@ Each agent reaches the EVM by a link of its own, as it reaches the other agents;
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -17,12 +18,12 @@ from quorate.host.agent_file import EvmSettings
 from quorate.units import Address, Wei
 from tests.chain_of_agents.hosted import HOME
 from tests.chain_of_agents.keys import keys
-from tests.fault.chain import PATIENCE_S, Chain
+from tests.fault.chain import PATIENCE_S, Chain, Tail
 from tests.fault.links import Links
 from tests.fault.perturbations import Perturbation
 from tests.integration.evm_chain import LocalChain, local_chain, rich_wallet
 
-__all__ = ["DeadRpc", "SettlingChain", "settling_chain"]
+__all__ = ["DeadRpc", "SettlingChain", "StartWithoutEvm", "settling_chain"]
 
 CONTRACT = Address("0x5FbDB2315678afecb367f032d93F642f64180aa3")
 CODE = "0x60043580546001019055" + "00"
@@ -103,3 +104,23 @@ class DeadRpc(Perturbation):
 
     async def end(self, chain: Chain, victim: int) -> None:
         chain.proxies.admit(victim, chain.n)
+
+
+class StartWithoutEvm(DeadRpc):
+    """... and the agent is killed and started meanwhile. It hands in a payload again, in a round that needs no EVM."""
+
+    name: ClassVar[str] = "start without EVM RPC"
+    hold_s = 0.5
+
+    async def begin(self, chain: Chain, victim: int) -> None:
+        await super().begin(chain, victim)
+        await chain.kill(victim)
+        since = time.time()
+        chain.start(victim)
+        told = Tail(chain.homes[victim] / HOME / "events.jsonl")
+
+        def has_handed_in() -> bool:
+            told.read()
+            return float(told.last.get("payload", {}).get("t", 0)) > since
+
+        await chain.expect(has_handed_in, f"agent {victim} takes part")

@@ -1,4 +1,4 @@
-"""kill -9 at each point from FinalizeBlock's start to Commit's end, and at some others (all: `tests.fault crashes`)."""
+"""kill -9 at each point from FinalizeBlock's start to Commit's end, and at a few more (all: `tests.fault crashes`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from tests.chain_of_agents.watched import BLOCK_POINTS
 from tests.fault.chain import Chain
-from tests.fault.crashes import crash_at, crash_node_at
+from tests.fault.crashes import crash_at
 
 pytestmark = [
     pytest.mark.integration,
@@ -25,27 +25,17 @@ async def chain() -> AsyncIterator[Chain]:
         yield chain
 
 
-@pytest.mark.parametrize("point", [*BLOCK_POINTS, "torn_snapshot"])
-async def test_an_agent_killed_within_a_block_is_back_with_it_or_without_it_and_never_with_half(
-    chain: Chain, point: str
-) -> None:
-    print(f"{point}: level after {await crash_at(chain, 3, point):.1f} s")
+async def test_an_agent_killed_within_a_block_is_back_with_it_or_without_it_and_never_with_half(chain: Chain) -> None:
+    _show(await crash_at(chain, 3, *BLOCK_POINTS, "torn_snapshot"))
 
 
-@pytest.mark.parametrize("point", ["node_before_save", "extended"])
-async def test_an_agent_that_dies_within_a_round_takes_part_in_the_next_ones(chain: Chain, point: str) -> None:
-    print(f"{point}: level after {await crash_at(chain, 3, point):.1f} s")
+async def test_an_agent_that_dies_within_a_round_takes_part_in_the_next_ones(chain: Chain) -> None:
+    _show(await crash_at(chain, 3, "node_before_save", "extended"))
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def asleep() -> AsyncIterator[Chain]:
-    async with Chain("on_demand") as chain:
-        yield chain
-
-
-@pytest.mark.parametrize("index", [6])
-async def test_cometbft_ended_at_crash_points_of_its_own_replays_to_the_same_state(asleep: Chain, index: int) -> None:
-    print(f"crash point {index}: level after {await crash_node_at(asleep, 2, index, 3 * index + 2):.1f} s")
+def _show(took: dict[str, float]) -> None:
+    for point, seconds in took.items():
+        print(f"{point}: level after {seconds:.1f} s")
 
 
 async def test_all_crash_in_the_same_block_and_agree_on_it_afterwards() -> None:

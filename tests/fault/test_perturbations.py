@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
+from tests.chain_of_agents.hosted import HOME
 from tests.fault.chain import Chain
 from tests.fault.crashes import crash_at
-from tests.fault.namespaces import Namespaces, can_make_namespaces
-from tests.fault.perturbations import ALL, can_mount
-from tests.fault.settling import DeadRpc, SettlingChain, settling_chain
+from tests.fault.perturbations import ALL, AgentKill, can_mount
+from tests.fault.settling import DeadRpc, SettlingChain, StartWithoutEvm, settling_chain
 from tests.fault.trial import perturb
 
 pytestmark = [
@@ -31,16 +31,16 @@ async def settling(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Se
 
 
 @pytest.mark.needs("cometbft", "evm")
-@pytest.mark.parametrize("name", ["app-only kill", "pause", "disconnect"])
-async def test_real_agents_outlive(settling: SettlingChain, name: str) -> None:
-    result = await perturb(settling, [(ALL[name](random.Random(name)), 2)])
+async def test_real_agents_outlive_the_death_of_one(settling: SettlingChain) -> None:
+    result = await perturb(settling, [(AgentKill(random.Random(1)), 2)])
     await settling.pays_on(1)
-    print(f"{name}: level after {result.recovery_s:.1f} s, {result.rounds} rounds meanwhile")
+    print(f"{AgentKill.name}: level after {result.recovery_s:.1f} s, {result.rounds} rounds meanwhile")
 
 
 @pytest.mark.needs("cometbft", "evm")
 async def test_a_real_agent_that_dies_while_it_writes_is_back_without_that_block(settling: SettlingChain) -> None:
-    print(f"torn_save: level after {await crash_at(settling, 1, 'torn_save'):.1f} s")
+    took = await crash_at(settling, 1, "torn_save")
+    print(f"torn_save: level after {took['torn_save']:.1f} s")
     await settling.pays_on(1)
 
 
@@ -51,6 +51,16 @@ async def test_agents_whose_evm_is_gone_wait_for_it_and_no_effect_is_lost_or_dou
     print(f"{DeadRpc.name}: level after {result.recovery_s:.1f} s, {settling.paid} effects")
 
 
+@pytest.mark.needs("cometbft", "evm")
+async def test_an_agent_that_starts_while_its_evm_is_gone_takes_part_and_says_what_it_waits_for(
+    settling: SettlingChain,
+) -> None:
+    result = await perturb(settling, [(StartWithoutEvm(random.Random(2)), 2)])
+    await settling.pays_on(1)
+    print(f"{StartWithoutEvm.name}: level after {result.recovery_s:.1f} s, {result.rounds} rounds meanwhile")
+    assert "rounds that need it wait until it is back" in (settling.homes[2] / HOME / "events.jsonl").read_text()
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def plain() -> AsyncIterator[Chain]:
     """Four agents of a service that counts its rounds, without open-aea around them."""
@@ -58,7 +68,10 @@ async def plain() -> AsyncIterator[Chain]:
         yield chain
 
 
-@pytest.mark.parametrize("name", ["kill", "clock skew", "disk full", "truncated log", "slow link", "wiped"])
+@pytest.mark.parametrize(
+    "name",
+    ["kill", "pause", "disconnect", "clock skew", "disk full", "truncated log", "double signer", "slow link", "wiped"],
+)
 async def test_a_chain_outlives(plain: Chain, name: str) -> None:
     if name == "disk full" and not can_mount():
         pytest.skip("a small disk has to be mounted, and this process may not")
@@ -81,10 +94,3 @@ async def test_two_of_four_decide_nothing_a_third_goes_on_with_them_and_the_four
     print(f"two of four: all level after {await plain.level(range(4), since):.1f} s")
     await plain.goes_on()
     plain.judge.at_the_end()
-
-
-@pytest.mark.skipif(not can_make_namespaces(), reason="network namespaces have to be made, and this process may not")
-async def test_an_agent_whose_packets_are_lost_is_level_again_when_they_are_not() -> None:
-    async with Chain(network=Namespaces) as chain:
-        result = await perturb(chain, [(ALL["disconnect"](random.Random(1)), 1)])
-        print(f"disconnect, by network namespaces: level after {result.recovery_s:.1f} s")

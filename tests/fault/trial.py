@@ -33,7 +33,7 @@ async def perturb(chain: Chain, faults: Sequence[tuple[Perturbation, int]]) -> R
     chain.victims |= {victim for fault, victim in faults if fault.may_end}
     for fault, victim in faults:
         await fault.begin(chain, victim)
-        await chain.hold(fault.hold_s)
+    await chain.hold(max(fault.hold_s for fault, _ in faults))
     if 3 * len(victims) < chain.n:
         await chain.goes_on(2, standing)
     rounds = chain.judge.rounds - before
