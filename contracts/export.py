@@ -19,7 +19,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ARTIFACTS = HERE.parent / "src/quorate/chain/artifacts"
 FORGE = HERE.parent / "third_party/evm/node_modules/@foundry-rs/forge-linux-amd64/bin/forge"
-CONTRACTS = ("OperatorRegistry", "QuorateGovernor", "QuorateToken", "TimelockController")
+CONTRACTS = ("InferencePayments", "OperatorRegistry", "QuorateGovernor", "QuorateToken", "TimelockController")
 
 
 def main() -> int:

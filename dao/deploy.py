@@ -15,7 +15,18 @@ from typing import Any, Self
 
 import yaml
 
-from quorate.chain import AddressBook, Chain, Governor, OperatorRegistry, Timelock, Token, TokenUnit, Wallet, load_abi
+from quorate.chain import (
+    AddressBook,
+    Chain,
+    Governor,
+    InferencePayments,
+    OperatorRegistry,
+    Timelock,
+    Token,
+    TokenUnit,
+    Wallet,
+    load_abi,
+)
 from quorate.errors import ChainError, ConfigError
 from quorate.units import Address, Wei
 
@@ -44,9 +55,11 @@ class DaoSettings:
     minimum_stake: int
     """Of an operator, in whole tokens."""
     unbonding_delay_s: int
+    close_delay_s: int
+    """From a client's wish to take back its deposit until it can: the time an operator has to redeem its vouchers."""
 
     def __post_init__(self) -> None:
-        for name in ("voting_period_s", "timelock_delay_s", "minimum_stake", "unbonding_delay_s"):
+        for name in ("voting_period_s", "timelock_delay_s", "minimum_stake", "unbonding_delay_s", "close_delay_s"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
         for name in ("voting_delay_s", "proposal_threshold"):
@@ -66,6 +79,7 @@ class Dao:
     timelock: Address
     governor: Address
     registry: Address
+    payments: Address
 
     @property
     def treasury(self) -> Address:
@@ -75,7 +89,7 @@ class Dao:
     def book(self, names: Mapping[Address, str] | None = None) -> AddressBook:
         """The names under which actions of this DAO are shown; `names` adds to them."""
         own = {self.token: "QRT", self.timelock: "the timelock", self.governor: "the governor"}
-        own |= {self.registry: "the operator registry"}
+        own |= {self.registry: "the operator registry", self.payments: "the inference payments"}
         return AddressBook(own | dict(names or {}), {self.token: TOKEN})
 
     def to_json(self) -> str:
@@ -89,9 +103,9 @@ class Dao:
 async def deploy(
     chain: Chain, deployer: Wallet, allocations: Mapping[Address, Wei], treasury: Wei, settings: DaoSettings
 ) -> Dao:
-    """Deploys token, Timelock, Governor and registry; the supply is `allocations` plus what the treasury holds.
+    """Deploys token, Timelock, Governor, registry and payments. The supply is `allocations` plus the treasury's.
 
-    The deployer pays the gas (about 8.5 million) and keeps nothing but its allocation, if it has one.
+    The deployer pays the gas (about 10 million) and keeps nothing but its allocation, if it has one.
     """
     block = await chain.block_number()
     timelock = Timelock(
@@ -119,7 +133,8 @@ async def deploy(
         settings.minimum_stake * ONE,
         settings.unbonding_delay_s,
     )
-    dao = Dao(chain.chain_id, block, token.address, timelock.address, governor, registry)
+    payments = await chain.deploy(deployer, load_abi("InferencePayments"), token.address, settings.close_delay_s)
+    dao = Dao(chain.chain_id, block, token.address, timelock.address, governor, registry, payments)
     await _hand_over(timelock, dao, deployer)
     await check(chain, dao, deployer.address)
     return dao
@@ -138,6 +153,7 @@ async def check(chain: Chain, dao: Dao, deployer: Address) -> None:
         "the governor obeys the timelock": await governor.timelock() == dao.timelock,
         "the governor counts the token": await governor.token() == dao.token,
         "the registry takes the token": await registry.token() == dao.token,
+        "operators are paid in the token": await InferencePayments(chain, dao.payments).token() == dao.token,
     }
     for name in ("ADMIN", "PROPOSER", "CANCELLER", "EXECUTOR"):
         claims[f"the deployer is no {name.lower()}"] = not await timelock.has_role(getattr(Timelock, name), deployer)

@@ -1,4 +1,4 @@
-"""Headers that an operator or a client sends: a receipt, or the authorization of a request."""
+"""Headers that an operator or a client sends: a receipt, the authorization of a request, or a voucher."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import random
 from collections.abc import Iterable
 from typing import Any
 
+from quorate.chain import SignedVoucher, Voucher
 from quorate.errors import Malformed, PeerError
 from quorate.model import Authorization, ModelRequest, Receipt, SignedReceipt, hash_of
-from quorate.units import Address, Hash
+from quorate.units import Address, Hash, Wei
 from tests.chain_of_agents.keys import Key
 from tests.fuzz.engine import Target, label_of, mutate_bytes, mutate_json
 
@@ -22,7 +23,7 @@ _HASH = hash_of(b"")
 
 
 class Receipts(Target):
-    """`SignedReceipt.from_header` and `Authorization.from_header`: complete and exact, or refused."""
+    """`from_header` of `SignedReceipt`, `Authorization` and `SignedVoucher`: complete and exact, or refused."""
 
     name = "receipts"
     largest = 6_000
@@ -45,6 +46,18 @@ class Receipts(Target):
         yield SignedReceipt(receipt, _KEY.sign_digest(receipt.digest())).header().encode()
         request = _request(_OTHER.address, 1_800_000_000, _HASH)
         signature = _OTHER.sign_digest(request.digest())
+        voucher = Voucher(
+            chain_id=31337,
+            payments=_KEY.address,
+            payer=_OTHER.address,
+            operator=_KEY.address,
+            epoch=1,
+            total=Wei(10**18),
+            units=3,
+            receipt_hash=_HASH,
+            expiry=1_800_000_000,
+        )
+        yield voucher.signed(_OTHER).header().encode()
         yield Authorization(_OTHER.address, request.time, request.nonce, signature).header().encode()
 
     def mutate(self, data: bytes, other: bytes, rng: random.Random) -> bytes:
@@ -62,7 +75,7 @@ class Receipts(Target):
 
     def run(self, data: bytes) -> str:
         header = data.decode("utf-8", "surrogateescape")  # as aiohttp reads a header
-        return f"{_receipt(header)} / {_authorization(header)}"
+        return f"{_receipt(header)} / {_authorization(header)} / {_voucher(header)}"
 
 
 def _receipt(header: str) -> str:
@@ -87,6 +100,18 @@ def _authorization(header: str) -> str:
     return "for it" if who.is_for(_request(who.client, who.time, who.nonce)) else "for another request"
 
 
+def _voucher(header: str) -> str:
+    try:
+        signed = SignedVoucher.from_header(header)
+    except PeerError as error:
+        return label_of(error)
+    _require_exact(signed.voucher)
+    assert SignedVoucher.from_header(signed.header()) == signed, "a voucher that was read is written as another one"
+    signer, later = signed.signer, dataclasses.replace(signed.voucher, epoch=signed.voucher.epoch ^ 1)
+    assert signer is None or SignedVoucher(later, signed.signature).signer != signer, "a signature fits two vouchers"
+    return "signed" if signer else "unsigned"
+
+
 def _request(client: Address, time: int, nonce: Hash) -> ModelRequest:
     return ModelRequest(
         chain_id=31337,
@@ -106,7 +131,7 @@ def _refused(error: PeerError, header: str) -> str:
 
 def _require_exact(found: Any) -> None:
     """Each field in the one form that its type promises."""
-    fields = vars(found) if isinstance(found, Receipt) else found._asdict()
+    fields = vars(found) if isinstance(found, Receipt | Voucher) else found._asdict()
     for name, value in fields.items():
         if name.endswith("_hash") or name == "nonce":
             assert len(value) == 66, f"{name} is {value!r}: no 32 bytes"

@@ -16,7 +16,7 @@ from tests.unit.scripted_chain import scripted_chain
 A, B = Address("0x" + "12" * 20), Address("0x" + "34" * 20)
 
 
-def _uses(tree: ast.AST) -> list[tuple[str, int]]:
+def uses_of(tree: ast.AST) -> list[tuple[str, int]]:
     """Each (function, number of arguments) that `abi.encode` or `chain.read` is asked for; -1 where it is starred."""
     found = []
     for node in ast.walk(tree):
@@ -39,7 +39,7 @@ def _wrapped() -> list[tuple[str, Abi, str, int]]:
     return [
         (name, getattr(wrappers, name).abi, function, count)
         for name in ("Token", "Governor", "Timelock", "OperatorRegistry")
-        for function, count in _uses(classes[name])
+        for function, count in uses_of(classes[name])
     ]
 
 

@@ -11,7 +11,7 @@ from quorate.errors import ConfigError
 from quorate.units import Address
 
 SETTINGS = Path(__file__).resolve().parents[2] / "dao/settings.yaml"
-DAO = Dao(31337, 5, *(Address("0x" + digit * 40) for digit in "1234"))
+DAO = Dao(31337, 5, *(Address("0x" + digit * 40) for digit in "12345"))
 
 
 def test_the_committed_settings_load_and_a_local_chain_may_shorten_them() -> None:
@@ -22,7 +22,8 @@ def test_the_committed_settings_load_and_a_local_chain_may_shorten_them() -> Non
 @pytest.mark.parametrize(
     ("name", "value"),
     [("timelock_delay_s", 0), ("voting_period_s", 0), ("quorum_percent", 0), ("quorum_percent", 101),
-     ("minimum_stake", 0), ("unbonding_delay_s", -1), ("voting_delay_s", -1), ("proposal_threshold", -1)],
+     ("minimum_stake", 0), ("unbonding_delay_s", -1), ("close_delay_s", 0), ("voting_delay_s", -1),
+     ("proposal_threshold", -1)],
 )  # fmt: skip
 def test_a_setting_that_would_brick_or_open_the_dao_is_refused(name: str, value: int) -> None:
     with pytest.raises(ConfigError, match=f"{name} is {value}"):

@@ -23,7 +23,8 @@ from quorate.chain.contracts import (
 )
 from quorate.chain.decode import Action, AddressBook, Kind, TokenUnit, decode_action, decode_actions
 from quorate.chain.owners import is_owner_change, owner_calls
-from quorate.chain.revert import CallReverted
+from quorate.chain.payments import Channel, Closing, InferencePayments, Redemption, SignedVoucher, Voucher
+from quorate.chain.revert import CallReverted, Refusal
 from quorate.chain.safe import Execution, Safe, SafeTransaction
 from quorate.chain.wallet import Wallet, read_passphrase
 
@@ -37,9 +38,12 @@ __all__ = [
     "Block",
     "CallReverted",
     "Chain",
+    "Channel",
+    "Closing",
     "Execution",
     "Fees",
     "Governor",
+    "InferencePayments",
     "Kind",
     "Log",
     "Model",
@@ -49,9 +53,12 @@ __all__ = [
     "Proposal",
     "ProposalState",
     "Receipt",
+    "Redemption",
+    "Refusal",
     "Safe",
     "SafeTransaction",
     "Signed",
+    "SignedVoucher",
     "Support",
     "Tally",
     "Timelock",
@@ -59,6 +66,7 @@ __all__ = [
     "TokenUnit",
     "UndecodableError",
     "VoteCast",
+    "Voucher",
     "Wallet",
     "compute_proposal_id",
     "decode_action",

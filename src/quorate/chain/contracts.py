@@ -15,7 +15,7 @@ from quorate.chain.abi import Abi, load_abi
 from quorate.chain.client import At, Chain, Log
 from quorate.chain.revert import CallReverted
 from quorate.errors import ChainError
-from quorate.signatures import keccak
+from quorate.signatures import keccak, typed_digest
 from quorate.units import Address, Call, Hash, Wei
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
 
 _PAGE = 50  # operators a read: well under what nodes return at once
 _MOST_OPERATORS = 10_000
+_PERMIT = "Permit(address owner,address spender,uint256 value,uint256 nonce,uint256 deadline)"
 
 Support = Literal[0, 1, 2]
 AGAINST: Support = 0
@@ -89,6 +90,14 @@ class Token:
     async def past_votes_of(self, account: Address, at: int) -> Wei:
         """Votes that were delegated to the account at a time that is past."""
         return Wei(await self.chain.read(self.address, self.abi, "getPastVotes", account, at))
+
+    async def permit_digest(self, owner: Address, spender: Address, amount: Wei, deadline: int) -> bytes:
+        """What the owner signs (EIP-2612) so that `spender` may take so many, without a transaction of the owner."""
+        domain = bytes(await self.chain.read(self.address, self.abi, "DOMAIN_SEPARATOR"))
+        nonce = int(await self.chain.read(self.address, self.abi, "nonces", owner))
+        parties = (bytes.fromhex(one[2:]).rjust(32, b"\0") for one in (owner, spender))
+        numbers = (number.to_bytes(32, "big") for number in (amount, nonce, deadline))
+        return typed_digest(domain, _PERMIT, *parties, *numbers)
 
     def transfer(self, to: Address, amount: Wei) -> Call:
         """Send tokens of whoever makes the call."""

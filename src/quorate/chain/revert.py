@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
 from functools import cache
 from typing import Any
 
@@ -9,9 +10,9 @@ from quorate.chain.abi import Fragment, UndecodableError, load_abi
 from quorate.errors import Reverted
 from quorate.units import Hash
 
-__all__ = ["CallReverted", "explain"]
+__all__ = ["CallReverted", "Refusal", "explain"]
 
-_CONTRACTS = ("OperatorRegistry", "QuorateGovernor", "QuorateToken", "TimelockController")
+_CONTRACTS = ("InferencePayments", "OperatorRegistry", "QuorateGovernor", "QuorateToken", "TimelockController")
 _ERROR = Fragment("Error", ("string",), ("message",))
 _PANIC = Fragment("Panic", ("uint256",), ("code",))
 _LONGEST_TEXT = 200  # a contract's own words are hostile text: bounded, and shown with escapes
@@ -38,6 +39,18 @@ _SAFE = {
     "nonce has moved on, because this transaction or another of its nonce was executed already",
     "GS030": "only an owner may approve a hash",
 }
+
+
+class Refusal(IntEnum):
+    """Why a voucher pays nothing now, as IInferencePayments.sol numbers it (and says what the two numbers are)."""
+
+    NONE = 0
+    OTHER_OPERATOR = 1
+    OTHER_EPOCH = 2
+    EXPIRED = 3
+    NOTHING_NEW = 4
+    NOT_COVERED = 5
+    NOT_SIGNED = 6
 
 
 class CallReverted(Reverted):
@@ -70,13 +83,19 @@ def _sentence(fragment: Fragment, arguments: dict[str, Any]) -> str:
         return f"{message}, {_SAFE[message]}" if message in _SAFE else repr(message)
     if fragment is _PANIC:
         return _PANICS.get(arguments["code"], f"panic {arguments['code']}")
+    if fragment.name == "VoucherRefused" and arguments["why"] in iter(Refusal):
+        arguments = arguments | {"why": Refusal(arguments["why"]).name}
     return f"{fragment.name}({', '.join(f'{name}: {_shown(value)}' for name, value in arguments.items())})"
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, bytes):
         return "0x" + value.hex()[:_LONGEST_TEXT]
-    return value if isinstance(value, str) and value.startswith("0x") else repr(value)[:_LONGEST_TEXT]
+    return (
+        value
+        if isinstance(value, str) and (value.startswith("0x") or value in Refusal.__members__)
+        else repr(value)[:_LONGEST_TEXT]
+    )
 
 
 @cache
