@@ -8,6 +8,7 @@ leaves, and from then on gives that one again, however often the agent dies.
 from __future__ import annotations
 
 import os
+import zlib
 from pathlib import Path
 
 from quorate.abci import SignedPayload, UnsignedPayload
@@ -62,7 +63,9 @@ class FileMemory(Memory):
     """A file beside the agent's keys: a line for each payload, on disk before its signature leaves.
 
     It is signing state, as the validator's own: who loses it knows no more what it said. It then says nothing in any
-    round that it may have spoken in (`was_lost`).
+    round that it may have spoken in (`was_lost`). Each line has a checksum before it. A last line without its end was
+    never durable, thus nobody saw its signature; one with its end that is wrong may have been, or the power failed
+    while it was written: the file counts as lost. A wrong line before others was durable once: `ConfigError`.
     """
 
     def __init__(self, path: Path, *, has_signed_before: bool) -> None:
@@ -88,24 +91,38 @@ class FileMemory(Memory):
 
     def _load(self) -> None:
         try:
-            whole, _, _ = self._path.read_bytes().rpartition(b"\n")  # a torn line was not durable: nobody saw it
-            first, *lines = whole.decode("ascii").split("\n")
-            self.oldest = int(first.removeprefix(_FIRST))
-            for line in lines:
-                self._take(SignedPayload.decode(bytes.fromhex(line)))
+            first, *lines, torn = self._path.read_bytes().split(b"\n")
         except FileNotFoundError:
             return
-        except (ValueError, PeerError) as error:
-            raise ConfigError(
-                f"{self._path} is damaged: {error}",
-                fix="Restore it, or remove it: the agent then signs nothing before new rounds have begun.",
-            ) from error
+        except ValueError as error:
+            raise self._damaged(1, "it is torn") from error
+        try:
+            self.oldest = int(_checked(first).removeprefix(_FIRST))
+        except ValueError as error:
+            raise self._damaged(1, error) from error
+        for number, line in enumerate(lines, 2):
+            try:
+                self._take(SignedPayload.decode(bytes.fromhex(_checked(line))))
+            except (ValueError, PeerError) as error:
+                if number < len(lines) + 1 or torn:
+                    raise self._damaged(number, error) from error
+                self.was_lost = True
+
+    def _damaged(self, number: int, why: object) -> ConfigError:
+        return ConfigError(
+            f"{self._path} is damaged in line {number}: {why}; what this agent has signed is not known for certain",
+            fix="See to its disk, then remove the file: the agent signs nothing until rounds begin in which it cannot "
+            "have signed. Never put an older copy in its place: it would sign other things a second time, an offence.",
+        )
 
     def _renew(self) -> None:
         """Write the file anew with what is needed, in one step."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        first = f"{_FIRST}{self.oldest}\n".encode()
-        replace_file(self._path, first + b"".join(_line(one) for one in self._signed.values()), mode=0o600)
+        lines = [_with_checksum(f"{_FIRST}{self.oldest}"), *map(_line, self._signed.values())]
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(self._path, b"".join(lines), mode=0o600)
+        except OSError as error:
+            raise self._unwritable(error) from error
         self.close()
         self._file, self._lines = os.open(self._path, os.O_WRONLY | os.O_APPEND), len(self._signed)
 
@@ -120,15 +137,29 @@ class FileMemory(Memory):
             os.fdatasync(self._file)
         except OSError as error:
             self._lines = _MAX_LINES  # whatever stands at its end now is written anew
-            raise SetupError(
-                f"what the agent signs could not be written to {self._path}: {error}",
-                fix="Make room on its disk and start the agent again; nothing was signed.",
-            ) from error
+            raise self._unwritable(error) from error
         self._lines += 1
+
+    def _unwritable(self, error: OSError) -> SetupError:
+        return SetupError(
+            f"what the agent signs could not be written to {self._path}: {error}",
+            fix="Make room on its disk and start the agent again; nothing was signed.",
+        )
 
 
 def _line(payload: SignedPayload) -> bytes:
-    return payload.encode().hex().encode() + b"\n"
+    return _with_checksum(payload.encode().hex())
+
+
+def _with_checksum(content: str) -> bytes:
+    return f"{zlib.crc32(content.encode()):08x} {content}\n".encode()
+
+
+def _checked(line: bytes) -> str:
+    content = line[9:].decode("ascii")
+    if line + b"\n" != _with_checksum(content):
+        raise ValueError("its checksum is wrong")
+    return content
 
 
 def _slot(payload: UnsignedPayload | SignedPayload) -> _Slot:
