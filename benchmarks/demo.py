@@ -18,8 +18,8 @@ from typing import Any
 
 from dao.demo import delegate_net, play
 from quorate.errors import SetupError
+from quorate.events import replay
 from quorate.localnet import processes
-from quorate.localnet.events import replay
 from quorate.localnet.run_dir import RunDir
 from quorate.localnet.stage import stage
 from quorate.localnet.tools import Tool, Tools, toolbox

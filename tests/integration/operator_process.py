@@ -12,7 +12,7 @@ from typing import Any
 
 from dao.deploy import Dao, deploy, load_settings
 from quorate.chain import OperatorRegistry, Token, Wallet
-from quorate.localnet.events import Event, occurred
+from quorate.events import Event, Mark, occurred
 from quorate.localnet.processes import Child, Supervisor
 from quorate.units import Address, Wei
 from tests.integration.evm_chain import ROOT, LocalChain, local_chain, rich_wallet
@@ -79,9 +79,9 @@ class Ground:
 
     async def ready(self, config: Path) -> tuple[Child, Event]:
         """A started operator that is ready, and that event."""
-        before = self.events.stat().st_size if self.events.exists() else 0
+        before = Mark.end_of(self.events)
         child = await self.operator(config)
-        return child, await occurred(self.events, "ready", after=before)
+        return child, await occurred(self.events, "ready", since=before)
 
 
 @asynccontextmanager

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from quorate.events import Tailer
 from quorate.localnet._guard import MARKS, Tracked, processes_of, start_time
 from quorate.localnet.agents import Agents
-from quorate.localnet.events import Tailer
 from quorate.localnet.run_dir import RunDir, run_dir
 from tests.local_run import HELLO_WORLD, ROOT, agents_of
 

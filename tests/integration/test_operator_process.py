@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import TestServer
 
-from quorate.localnet.events import replay
+from quorate.events import replay
 from quorate.localnet.processes import Child
 from quorate.model import ModelClient
 from tests.integration.operator_process import ONE, OPERATOR, PASSPHRASE, Ground, ground

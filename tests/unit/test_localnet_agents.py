@@ -12,11 +12,11 @@ import pytest
 from quorate.abci import Genesis
 from quorate.chain.wallet import Wallet
 from quorate.errors import ConfigError, SetupError
+from quorate.events import Tailer
 from quorate.host.agent_file import AgentFile
 from quorate.loader import load_service
 from quorate.localnet.agents import Agents, agents, command_of
 from quorate.localnet.crew import Crew
-from quorate.localnet.events import Tailer
 from quorate.localnet.processes import ChildExited, Supervisor
 from quorate.localnet.run_dir import RunDir, run_dir
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from quorate.events import Event
 from quorate.localnet.diagnosis import Diagnosis, diagnose, plain_round
-from quorate.localnet.events import Event
 from quorate.localnet.snapshot import AgentView, ChainView, OperatorView, Part, Snapshot, Told, last_words, told
 
 NOW = 1000.0

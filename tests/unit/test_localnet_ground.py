@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
-import json
 import os
 import socket
 from pathlib import Path
@@ -13,7 +11,6 @@ import pytest
 
 from quorate.errors import ConfigError, SetupError
 from quorate.localnet import run_dir as run_dir_module
-from quorate.localnet.events import Event, EventWriter, Tailer, parse, replay
 from quorate.localnet.ports import held_ports, require_free
 from quorate.localnet.run_dir import available_memory, find_run, require_disk, require_memory, run_dir
 
@@ -111,63 +108,6 @@ def test_a_container_may_have_less_memory_than_its_machine(tmp_path: Path) -> No
     (tmp_path / "memory.max").write_text("max\n")
     assert run_dir_module._container_room(tmp_path, otherwise=10**9) == 10**9
     assert available_memory() > 0
-
-
-def test_events_of_several_files_come_out_in_time_order(tmp_path: Path) -> None:
-    tailer = Tailer()
-    for name, times in (("agent-1", (1.0, 3.0)), ("agent-2", (2.0, 4.0))):
-        path = tmp_path / f"{name}.jsonl"
-        path.write_text("".join(Event(t, name, "act").line() + "\n" for t in times))
-        tailer.add(path)
-    assert [event.t for event in tailer.poll(now=3.5)] == [1.0, 2.0, 3.0], "4.0 may still be overtaken"
-    assert [event.t for event in tailer.rest()] == [4.0]
-    assert tailer.rest() == []
-
-
-def test_an_event_file_may_appear_later_and_end_in_half_a_line(tmp_path: Path) -> None:
-    path = tmp_path / "agent-1.jsonl"
-    tailer = Tailer()
-    tailer.add(path)
-    assert tailer.rest() == []
-    line = Event(1.0, "agent-1", "ready").line()
-    path.write_text(line[:10])
-    assert tailer.rest() == []
-    path.write_text(line + "\n")
-    assert [event.kind for event in tailer.rest()] == ["ready"]
-
-
-def test_a_writers_lines_are_read_back_with_their_fields(tmp_path: Path) -> None:
-    path = tmp_path / "e.jsonl"
-    writer = EventWriter(path, "agent-1")
-    written = writer.emit("settled", round="judge", ms=12.5, text="näh")
-    writer.close()
-    (read,) = replay(path)
-    assert read.fields == written.fields == {"round": "judge", "ms": 12.5, "text": "näh"}
-    assert (read.who, read.kind, read.get("round"), read.get("height", 7)) == ("agent-1", "settled", "judge", 7)
-    assert json.loads(path.read_text())["t"] == pytest.approx(written.t, abs=1e-3)
-
-
-@pytest.mark.parametrize("line", ["{", "[]", "7", '{"t": "x", "who": "a", "kind": "b"}', '{"who": "a", "kind": "b"}'])
-def test_an_unreadable_line_is_shown_and_hides_no_other(line: str) -> None:
-    event = parse(line, "agent-1")
-    assert (event.who, event.kind) == ("agent-1", "error")
-    assert line in event.get("message")
-
-
-async def test_following_gives_events_as_they_come(tmp_path: Path) -> None:
-    tailer = Tailer()
-    path = tmp_path / "a.jsonl"
-    tailer.add(path)
-    writer = EventWriter(path, "a")
-    seen: list[str] = []
-    async with asyncio.timeout(5):
-        writer.emit("ready")
-        async for event in tailer:
-            seen.append(event.kind)
-            if len(seen) == 2:
-                break
-            writer.emit("round")
-    assert seen == ["ready", "round"]
 
 
 def test_the_environment_of_the_tests_holds_no_secret_of_a_run() -> None:

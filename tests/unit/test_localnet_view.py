@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from quorate.localnet.events import Event, Tailer
+from quorate.events import Event, Tailer
 from quorate.localnet.story import Line, Story, Tone, duration, short
 from quorate.localnet.view import _Board, _Lines, draw, follow, view
 

@@ -84,7 +84,7 @@ class AgentFile:
     p2p_port: int
     """Where this agent's node listens for the other agents' nodes."""
     events: Path
-    """JSON lines of what happens (see quorate.localnet.events)."""
+    """JSON lines of what happens (see quorate.events)."""
     evidence_dir: Path
     """Where the agent keeps the texts and receipts behind what was agreed on."""
     peers: tuple[str, ...] = ()

@@ -1,13 +1,13 @@
-"""What an agent tells whoever watches it: one JSON object a line, appended to a file. Never a secret, never a key."""
+"""What an agent tells whoever watches it, as events (quorate.events). Never a secret, never a key."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from quorate.events import EventWriter
 from quorate.fsm import Period, Settled
 from quorate.offences import Offence
 from quorate.units import Address
@@ -20,9 +20,7 @@ class Journal:
 
     def __init__(self, path: Path, who: str, count: Callable[[str, Mapping[str, Any]], None] | None = None) -> None:
         """Append to the file at `path`; `count` also gets each event, for metrics."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
-        self._who = who
+        self._writer = EventWriter(path, who)
         self._count = count
         self._acting_since: dict[int, float] = {}
         self._acted_ms: dict[int, int] = {}
@@ -30,8 +28,7 @@ class Journal:
 
     def emit(self, kind: str, **fields: Any) -> None:
         """Write one event; the time and the agent's name are added."""
-        event = {"t": round(time.time(), 4), "who": self._who, "kind": kind, **fields}
-        self._file.write(json.dumps(event, ensure_ascii=False, default=str) + "\n")
+        self._writer.emit(kind, **fields)
         if self._count is not None:
             self._count(kind, fields)
 
@@ -88,8 +85,8 @@ class Journal:
         self.emit("error", message=message)
 
     def close(self) -> None:
-        """Write what is left."""
-        self._file.close()
+        """Close the file."""
+        self._writer.close()
 
 
 def _ms_since(start: float) -> int:

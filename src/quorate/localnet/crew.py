@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from quorate.errors import SetupError
-from quorate.localnet.events import EventWriter, has_occurred, occurred
+from quorate.events import EventWriter, Mark, has_occurred, occurred
 from quorate.localnet.processes import Child, Supervisor
 
 __all__ = ["Command", "Crew"]
@@ -39,7 +39,7 @@ class Crew:
     supervisor: Supervisor
     commands: Mapping[str, Command]
     _children: dict[str, Child] = field(default_factory=dict)
-    _written: dict[str, int] = field(default_factory=dict)
+    _since: dict[str, Mark] = field(default_factory=dict)
 
     def child(self, name: str) -> Child:
         """The process of a member that was started."""
@@ -49,7 +49,7 @@ class Crew:
         """Start these (all, if none is named); returns before they are ready."""
         for name in names or tuple(self.commands):
             command = self.commands[name]
-            self._written[name] = command.events.stat().st_size if command.events.exists() else 0
+            self._since[name] = Mark.end_of(command.events)
             self._children[name] = await self.supervisor.spawn(
                 name,
                 command.argv,
@@ -63,7 +63,7 @@ class Crew:
         """Start one that asks for it again; one that asks before it is ready would do so for ever."""
         command = self.commands[name]
         if child.returncode != command.again_after or not has_occurred(
-            command.events, "ready", after=self._written[name]
+            command.events, "ready", since=self._since[name]
         ):
             return False
         await self.start(name)
@@ -75,7 +75,7 @@ class Crew:
         for name in names or tuple(self.commands):
             try:
                 async with asyncio.timeout_at(deadline):
-                    await occurred(self.commands[name].events, "ready", after=self._written[name])
+                    await occurred(self.commands[name].events, "ready", since=self._since[name])
             except TimeoutError:
                 raise _not_ready(self._children[name], within_s) from None
 

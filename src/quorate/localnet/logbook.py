@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quorate.localnet.events import parse
+from quorate.events import Tail, parse
 
 __all__ = ["LEVELS", "Logbook", "Record", "sources_of"]
 
@@ -66,25 +66,15 @@ class _Source:
         self._path = path
         self._who = path.stem
         self._read = _event if path.suffix == ".jsonl" else _logged
-        self._offset = 0
+        self._tail = Tail(path)
         self._t = 0.0
 
     def new(self) -> Iterator[Record]:
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                whole = file.read().rpartition(b"\n")[0]
-        except FileNotFoundError:
-            return
-        if not whole:
-            return
-        self._t = self._t or self._path.stat().st_ctime
-        self._offset += len(whole) + 1
-        for line in whole.decode(errors="replace").split("\n"):
-            if line.strip():
-                record = self._read(line, self._who, self._t)
-                self._t = record.t
-                yield record
+        for line in self._tail.new_lines():
+            self._t = self._t or self._path.stat().st_ctime
+            record = self._read(line, self._who, self._t)
+            self._t = record.t
+            yield record
 
 
 def _event(line: str, who: str, _: float) -> Record:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +16,9 @@ import aiohttp
 
 from quorate.abci import Genesis, NodeUnreachable
 from quorate.errors import ConfigError
+from quorate.events import Event, last_events
 from quorate.fsm import quorum_of
 from quorate.host.agent_file import AgentFile
-from quorate.localnet.events import Event, parse
 from quorate.localnet.rpc import NodeRpc
 from quorate.localnet.run_dir import RunDir
 
@@ -248,7 +247,7 @@ async def _agent(
         part=part,
         peers=peers,
         is_catching_up=is_catching_up,
-        told=told(_tail_events(file.events)),
+        told=told(last_events(file.events, _TAIL_BYTES)),
         balance_wei=await _balance(session, file),
         last_words=last_words(run.logs / f"{file.name}.log") if life == "gone" else "",
         pid=lives.pid(str(file.home)),
@@ -317,19 +316,6 @@ def told(events: Iterable[Event]) -> Told:
     return Told(**so_far, error=error, settled_t=settled_t)
 
 
-def _tail_events(path: Path) -> list[Event]:
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _TAIL_BYTES))
-            data = file.read()
-    except FileNotFoundError:
-        return []
-    lines = data.decode(errors="replace").split("\n")
-    whole = lines[1 if size > _TAIL_BYTES else 0 : -1]  # the first may be cut, the last is not finished
-    return [parse(line, path.stem) for line in whole if line.strip()]
-
-
 async def _chain(session: aiohttp.ClientSession, files: Sequence[AgentFile]) -> ChainView | None:
     evm = files[0].evm
     if evm is None:
@@ -378,7 +364,9 @@ async def _operator(
     name, url = str(config["name"]), f"http://{config['host']}:{config['port']}"
     life = lives.of(str(config["file"]))
     words = last_words(run.logs / f"{name}.log") if life == "gone" else ""
-    registered = [event for event in _tail_events(run.events / f"{name}.jsonl") if event.kind == "registered"]
+    registered = [
+        event for event in last_events(run.events / f"{name}.jsonl", _TAIL_BYTES) if event.kind == "registered"
+    ]
     account = str(registered[-1].get("operator")) if registered else ""
     return OperatorView(name, url, life, await _operator_problem(session, url), words, account)
 

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from quorate.localnet.events import EventWriter, Tailer
+from quorate.events import EventWriter, Tailer
 from quorate.localnet.processes import Supervisor
 from quorate.localnet.run_dir import RunDir, run_dir
 from quorate.localnet.story import Story

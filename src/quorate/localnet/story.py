@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from quorate.localnet.events import Event
+from quorate.events import Event
 
 __all__ = ["Line", "Member", "Story", "Tone", "duration", "short"]
 

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
-from quorate.localnet.events import Event, Tailer, replay
+from quorate.events import Event, Tailer, replay
 from quorate.localnet.story import Line, Story, Tone, duration
 
 __all__ = ["View", "draw", "follow", "view"]

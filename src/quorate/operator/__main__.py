@@ -11,8 +11,8 @@ from pathlib import Path
 from quorate.chain import read_passphrase
 from quorate.chain.wallet import PASSPHRASE
 from quorate.errors import QuorateError
+from quorate.events import EventWriter
 from quorate.operator.config import OperatorConfig
-from quorate.operator.events import Events
 from quorate.operator.run import serve
 
 
@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
         config = OperatorConfig.load(Path(arguments[0]))
     except QuorateError as error:
         return _tell(error)
-    events = Events(config.events, config.name)
+    events = EventWriter(config.events, config.name)
     try:
         asyncio.run(_until_signal(config, passphrase, events))
     except QuorateError as error:
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-async def _until_signal(config: OperatorConfig, passphrase: str, events: Events) -> None:
+async def _until_signal(config: OperatorConfig, passphrase: str, events: EventWriter) -> None:
     serving = asyncio.ensure_future(serve(config, passphrase, events))
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, serving.cancel)

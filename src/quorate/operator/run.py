@@ -11,8 +11,8 @@ from typing import NoReturn
 
 from quorate.chain import Chain, Model, OperatorRegistry, Wallet
 from quorate.errors import ConfigError
+from quorate.events import EventWriter
 from quorate.operator.config import ModelConfig, OperatorConfig
-from quorate.operator.events import Events
 from quorate.operator.manifest import hash_folder
 from quorate.operator.model_server import ModelServer, compute_memory_need
 from quorate.operator.sidecar import Identity, Sidecar, Upstream
@@ -24,7 +24,7 @@ __all__ = ["serve"]
 _UNIX = "unix://"
 
 
-async def serve(config: OperatorConfig, passphrase: str, events: Events) -> NoReturn:
+async def serve(config: OperatorConfig, passphrase: str, events: EventWriter) -> NoReturn:
     """Serve until cancelled. Raises QuorateError where the start fails or a model server ends by itself.
 
     What can fail fast comes first (keys, chain, port, memory); the registry hears of us when we can answer.
@@ -54,7 +54,9 @@ async def serve(config: OperatorConfig, passphrase: str, events: Events) -> NoRe
     raise AssertionError("unreachable: an operator serves until it is cancelled")
 
 
-async def _start_models(config: OperatorConfig, stack: contextlib.AsyncExitStack, events: Events) -> ModelServer | None:
+async def _start_models(
+    config: OperatorConfig, stack: contextlib.AsyncExitStack, events: EventWriter
+) -> ModelServer | None:
     """The server of those models that have no upstream, started but not ready; None where all have one."""
     own = [one.served() for one in config.models if one.upstream is None]
     need = compute_memory_need(own) if own else 0

@@ -101,7 +101,6 @@ class _Journal(Journal):
 
     def __init__(self, error: Callable[[str], None]) -> None:
         self._error = error
-        self._who = ""
         self._acting_since: dict[int, float] = {}
         self._acted_ms: dict[int, int] = {}
         self._opened_at = (0, 0.0)
