@@ -2,6 +2,7 @@
 pragma solidity ^0.8.28;
 
 import {Test} from "./Test.sol";
+import {recoverSigner} from "./recoverSigner.sol";
 
 /// @dev What a contract that takes a stake will do with `quorate.abci.evidence.Equivocation.proof`: believe two signatures.
 contract EquivocationChecker {
@@ -10,7 +11,6 @@ contract EquivocationChecker {
     );
     bytes32 private constant PAYLOAD =
         keccak256("Payload(string chain,uint64 period,uint64 sequence,string round,bytes32 opening,bytes32 body)");
-    uint256 private constant HALF_ORDER = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0;
 
     struct Proof {
         address member;
@@ -49,20 +49,8 @@ contract EquivocationChecker {
                 PAYLOAD, keccak256(bytes(p.chain)), p.period, p.sequence, keccak256(bytes(p.round)), p.opening, body
             )
         );
-        address signer = _recover(keccak256(abi.encodePacked("\x19\x01", DOMAIN, payload)), signature);
+        address signer = recoverSigner(keccak256(abi.encodePacked("\x19\x01", DOMAIN, payload)), signature);
         if (signer != p.member || signer == address(0)) revert NotSignedBy(p.member, signer);
-    }
-
-    function _recover(bytes32 digest, bytes memory signature) private pure returns (address) {
-        if (signature.length != 65) return address(0);
-        bytes32 r;
-        bytes32 s;
-        uint8 v = uint8(signature[64]);
-        assembly ("memory-safe") {
-            r := mload(add(signature, 0x20))
-            s := mload(add(signature, 0x40))
-        }
-        return uint256(s) > HALF_ORDER ? address(0) : ecrecover(digest, v, r, s);
     }
 }
 

@@ -4,6 +4,7 @@
 | --- | --- | --- |
 | equivocation | two payloads of one member for one opening are shown | both signatures: `ecrecover` in a contract |
 | invalid payload | a payload that its round's codec refuses is shown | its signature; that it is invalid, the agents |
+| wrong app hash | a signed app hash of a decided block is not the agreed one | the signature, and the next header |
 | double signing | CometBFT's evidence of it is in a block | that block's header (`evidence_hash`): a light client |
 | downtime | a validator missed `DOWNTIME_WINDOW` blocks in a row | the commits of those blocks: a light client |
 | not revealing | a sealed round ended without the member's reveal | its commitment in agreed state, and no reveal |
@@ -38,17 +39,23 @@ __all__ = [
 ]
 
 OffenceKind = Literal[
-    "equivocation", "invalid payload", "double signing", "downtime", "not revealing", "keeper silence"
+    "equivocation",
+    "invalid payload",
+    "wrong app hash",
+    "double signing",
+    "downtime",
+    "not revealing",
+    "keeper silence",
 ]
 
-PROVED: frozenset[OffenceKind] = frozenset({"equivocation", "invalid payload"})
+PROVED: frozenset[OffenceKind] = frozenset({"equivocation", "invalid payload", "wrong app hash"})
 """What an agent's own signatures prove; no honest one is ever on record for it."""
 MAX_LATEST_EACH = 4
 """Offences of one member and kind that are kept; the counts know of all."""
 MAX_LATEST = 128
 """Offences that are kept in all; the oldest are dropped first."""
 MAX_COUNTS = 256
-"""Pairs of member and kind that are counted: six kinds of many more members than a service has at a time."""
+"""Pairs of member and kind that are counted: seven kinds of many more members than a service has at a time."""
 MAX_AGE = Rounds(1000)
 """A signature for an older round proves nothing any more: nobody keeps what was said for ever."""
 DOWNTIME_WINDOW = Blocks(128)

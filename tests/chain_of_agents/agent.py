@@ -22,6 +22,7 @@ from quorate.abci import (
     ServiceApp,
     SignedPayload,
     UnsignedPayload,
+    UnsignedStatement,
     UpgradeDue,
     Validator,
     Via,
@@ -174,11 +175,19 @@ class SimpleAgent:
         self.journal.write("tick", sequence=tick.sequence)
         return self.key.sign_digest(tick.digest())
 
+    async def sign_statement(self, statement: UnsignedStatement) -> bytes:
+        return self.key.sign_digest(statement.digest())
+
 
 class FaultyApp(WatchedApp):
     """The application of a validator that misbehaves."""
 
     file: AgentFile
+
+    async def process_proposal(self, request: pb.RequestProcessProposal) -> pb.ResponseProcessProposal:
+        if self.file.misdeed == "diverges" and request.height >= self.file.crash_at:
+            self._replica = replace(self._replica, absences=(("nobody", 1),))  # as if a bit of its memory turned over
+        return await super().process_proposal(request)
 
     async def finalize_block(self, request: pb.RequestFinalizeBlock) -> pb.ResponseFinalizeBlock:
         answer = await super().finalize_block(request)

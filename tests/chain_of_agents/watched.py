@@ -17,7 +17,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quorate.abci import Agent, Archive, Genesis, Retention, ServiceApp, SignedPayload, Store, UnsignedPayload, Via
+from quorate.abci import (
+    Agent,
+    Archive,
+    Genesis,
+    Retention,
+    ServiceApp,
+    SignedPayload,
+    Store,
+    UnsignedPayload,
+    UnsignedStatement,
+    Via,
+)
 from quorate.abci.pb.tendermint.abci import types_pb2 as pb
 from quorate.fsm import Period, Service, Settled, codec
 from quorate.offences import Offence
@@ -173,6 +184,9 @@ class _WatchedAgent:
 
     async def sign_tick(self, tick: UnsignedPayload) -> bytes:
         return await self.agent.sign_tick(tick)
+
+    async def sign_statement(self, statement: UnsignedStatement) -> bytes:
+        return await self.agent.sign_statement(statement)
 
 
 class WatchedApp(ServiceApp):

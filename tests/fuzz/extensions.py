@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import random
 from collections.abc import Iterable
@@ -15,7 +16,9 @@ from quorate.abci import ServiceApp, Store
 from quorate.abci.machine import Replica, tick_for
 from quorate.abci.payload import SignedPayload
 from quorate.abci.pb.tendermint.abci import types_pb2 as pb
+from quorate.abci.statement import UnsignedStatement, join, split
 from quorate.abci.transaction import Kind, encode_bundle, encode_single
+from quorate.errors import PeerError
 from tests.chain_of_agents.services import deadline
 from tests.fuzz.engine import Target, mutate_bytes
 from tests.fuzz.payloads import mutate_wire
@@ -24,6 +27,7 @@ from tests.unit.scripted_consensus import ACCEPT, Consensus, Recorder
 __all__ = ["Extensions"]
 
 _MOST_VOTES = 12
+_JUDGED, _DECIDED = (hashlib.sha256(name).digest() for name in (b"judged", b"decided"))
 
 
 class Extensions(Target):
@@ -61,6 +65,13 @@ class Extensions(Target):
         some.max_tx_bytes = 300
         yield some.SerializeToString()
         yield self._request([], [encode_bundle(payloads[:3]), ticks[0]]).SerializeToString()
+        stated = [self._statement(index) + payload.encode() for index, payload in enumerate(payloads)]
+        yield self._request([*stated[:2], self._statement(2), bytes(40)], late).SerializeToString()
+
+    def _statement(self, index: int) -> bytes:
+        """A wrong one of the block that is judged."""
+        wrong = UnsignedStatement("chain-1", self._net.height + 1, _JUDGED, b"\7" * 32)
+        return join(wrong.app_hash, self._net.keys[index].sign_digest(wrong.digest()))
 
     def _request(self, extensions: list[bytes], txs: list[bytes]) -> pb.RequestPrepareProposal:
         request = pb.RequestPrepareProposal(max_tx_bytes=1 << 20, height=self._net.height + 1, txs=txs)
@@ -86,7 +97,7 @@ class Extensions(Target):
             match rng.randrange(8):
                 case 0 | 1 if votes:
                     vote = rng.choice(votes)
-                    vote.vote_extension = _varied(vote.vote_extension, rng)
+                    vote.vote_extension = _varied_extension(vote.vote_extension, rng)
                 case 2 if txs:
                     txs[rng.randrange(len(txs))] = _varied(rng.choice(txs), rng)
                 case 3 if votes:
@@ -116,11 +127,11 @@ class Extensions(Target):
     async def _asked(self, request: pb.RequestPrepareProposal) -> str:
         apps = self._net.apps
         before = [_state(app) for app in (*apps, self._late)]
-        verdicts = [await self._verified(vote) for vote in request.local_last_commit.votes[:_MOST_VOTES]]
         checked = [await self._checked(tx) for tx in request.txs[:_MOST_VOTES]]
         proposal = list((await apps[0].prepare_proposal(request)).txs)
         assert sum(map(len, proposal)) <= max(0, request.max_tx_bytes), "a proposal is larger than CometBFT allows"
         assert await self._judged(request, proposal) == ACCEPT, "an honest proposal is refused (requirement 3)"
+        verdicts = [await self._verified(vote) for vote in request.local_last_commit.votes[:_MOST_VOTES]]
         status = await self._judged(request, list(request.txs))
         counted = await self._decided(request, list(request.txs))
         if status == ACCEPT:
@@ -132,14 +143,17 @@ class Extensions(Target):
 
     async def _verified(self, vote: pb.ExtendedVoteInfo) -> bool:
         request = pb.RequestVerifyVoteExtension(
-            validator_address=vote.validator.address, height=self._net.height, vote_extension=vote.vote_extension
+            validator_address=vote.validator.address,
+            height=self._net.height + 1,
+            hash=_JUDGED,
+            vote_extension=vote.vote_extension,
         )
-        said = {(await app.verify_vote_extension(request)).status for app in (self._net.apps[0], self._late)}
+        said = {(await app.verify_vote_extension(request)).status for app in (self._net.apps[1], self._late)}
         assert len(said) == 1, "nodes disagree about an extension (requirements 7 and 8)"
         if said == {pb.ResponseVerifyVoteExtension.REJECT}:
             return False
-        if vote.vote_extension:
-            sender = SignedPayload.decode(vote.vote_extension).sender
+        if wire := split(vote.vote_extension)[1]:
+            sender = SignedPayload.decode(wire).sender
             member = next(m for m in self._net.genesis.members if m.address == sender)
             assert member.validator_address == vote.validator.address.hex().upper(), "an extension of somebody else's"
         return True
@@ -150,7 +164,7 @@ class Extensions(Target):
         return codes == {0}
 
     async def _judged(self, request: pb.RequestPrepareProposal, txs: list[bytes]) -> int:
-        proposal = pb.RequestProcessProposal(txs=txs, height=self._net.height + 1, hash=b"judged", time=request.time)
+        proposal = pb.RequestProcessProposal(txs=txs, height=self._net.height + 1, hash=_JUDGED, time=request.time)
         said = set()
         for app in self._net.apps[1:3]:
             app._speculated.clear()
@@ -159,7 +173,7 @@ class Extensions(Target):
         return said.pop()
 
     async def _decided(self, request: pb.RequestPrepareProposal, txs: list[bytes]) -> list[bool]:
-        block = pb.RequestFinalizeBlock(txs=txs, height=self._net.height + 1, hash=b"decided", time=request.time)
+        block = pb.RequestFinalizeBlock(txs=txs, height=self._net.height + 1, hash=_DECIDED, time=request.time)
         answers = []
         for app in self._net.apps[1:3]:
             app._speculated.clear()
@@ -175,6 +189,7 @@ class Extensions(Target):
         for app, agent in zip(self._net.apps, self._net.agents, strict=True):
             app._speculated.clear()
             app._finalized = app._quiet = None
+            app._stating, app._stated, app._suspected = {}, {}, {}
             app._outbox.forget_before(app.period.sequence)
             agent.opens.clear()
 
@@ -192,3 +207,12 @@ def _varied(wire: bytes, rng: random.Random) -> bytes:
     if rng.random() < 0.6 and (changed := mutate_wire(wire, rng)) is not None:
         return changed
     return mutate_bytes(wire, b"", rng)
+
+
+def _varied_extension(wire: bytes, rng: random.Random) -> bytes:
+    try:
+        _, payload = split(wire)
+    except PeerError:
+        return mutate_bytes(wire, b"", rng)
+    before = wire[: len(wire) - len(payload)]
+    return mutate_bytes(before, b"", rng) + payload if rng.random() < 0.3 else before + _varied(payload, rng)

@@ -260,6 +260,19 @@ async def test_who_answers_every_round_twice_is_on_record_at_all_and_nobody_else
         assert chain.assert_equal_digests() > 20
 
 
+async def test_an_agent_that_diverges_goes_no_further_and_is_on_record_for_what_it_has_stated() -> None:
+    """Its last vote says what the block led to there; its node then refuses the next header."""
+    async with ChainOfAgents("counting", act_s=0.05) as chain:
+        chain.configure(2, misdeed="diverges", crash_at=10)
+        chain.start()
+        await chain.until(lambda: all(chain.events(i, "offence") for i in (0, 1, 3)), 60, "the offence is on record")
+        await chain.until_settled(chain.settled(0) + 5, 0, 1, 3)
+        assert chain.height(2) == 10, "its consensus is over, though its process lives"
+        found = [(one["what"], one["member"]) for i in (0, 1, 3) for one in chain.events(i, "offence")]
+        assert found == [("wrong app hash", chain.member(2).address)] * 3
+        assert chain.assert_equal_digests([0, 1, 3]) > 10
+
+
 @pytest.mark.parametrize("misdeed", ["garbage_proposal", "stale_proposal", "omission", "junk_extension"])
 async def test_one_faulty_validator_costs_time_only(misdeed: str) -> None:
     async with ChainOfAgents("counting") as chain:

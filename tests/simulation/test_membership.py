@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from quorate.abci import Broadcast, ServiceApp, SignedPayload, UnsignedPayload, Via, payload_for
+from quorate.abci import Broadcast, ServiceApp, SignedPayload, UnsignedPayload, UnsignedStatement, Via, payload_for
 from quorate.abci.genesis import POWER
 from quorate.abci.pb.tendermint.abci import types_pb2 as pb
 from quorate.fsm import Period, Service, Settled
@@ -81,6 +81,9 @@ class Operator:
 
     async def sign_tick(self, tick: UnsignedPayload) -> bytes:
         return self.key.sign_digest(tick.digest())
+
+    async def sign_statement(self, statement: UnsignedStatement) -> bytes:
+        return self.key.sign_digest(statement.digest())
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from quorate.abci import (
     SignedPayload,
     Store,
     UnsignedPayload,
+    UnsignedStatement,
     Via,
     make_testnet,
     payload_for,
@@ -77,6 +79,9 @@ class Recorder:
 
     async def sign_tick(self, tick: UnsignedPayload) -> bytes:
         return self.key.sign_digest(tick.digest())
+
+    async def sign_statement(self, statement: UnsignedStatement) -> bytes:
+        return self.key.sign_digest(statement.digest())
 
 
 class Consensus:
@@ -155,7 +160,7 @@ class Consensus:
         return list((await self.apps[proposer].prepare_proposal(request)).txs)
 
     async def judge(self, index: int, txs: list[bytes]) -> int:
-        request = pb.RequestProcessProposal(txs=txs, height=self.height + 1, hash=b"judged")
+        request = pb.RequestProcessProposal(txs=txs, height=self.height + 1, hash=_block_hash(b"judged"))
         request.time.FromMilliseconds(self.time_ms)
         status: int = (await self.apps[index].process_proposal(request)).status
         return status
@@ -177,7 +182,9 @@ class Consensus:
         """Make the next block of these transactions what the applications are asked about."""
         self.height += 1
         self.time_ms += 50
-        self.last_request = pb.RequestFinalizeBlock(txs=txs, height=self.height, hash=b"block%d" % self.height)
+        self.last_request = pb.RequestFinalizeBlock(
+            txs=txs, height=self.height, hash=_block_hash(b"block%d" % self.height)
+        )
         self.last_request.time.FromMilliseconds(self.time_ms)
         self._votes(self.last_request.decided_last_commit.votes, (), False)
         return self.last_request
@@ -216,7 +223,9 @@ class Consensus:
     async def verified_by(self, app: ServiceApp, validator: int, extension: bytes) -> int:
         """What one application says to it."""
         address = bytes.fromhex(self.genesis.members[validator].validator_address)
-        request = pb.RequestVerifyVoteExtension(validator_address=address, height=self.height, vote_extension=extension)
+        request = pb.RequestVerifyVoteExtension(
+            validator_address=address, height=self.height, hash=self.last_request.hash, vote_extension=extension
+        )
         status: int = (await app.verify_vote_extension(request)).status
         return status
 
@@ -230,3 +239,8 @@ class Consensus:
         for app in self.apps:
             await app.stop()
             assert not app.failed.done()
+
+
+def _block_hash(name: bytes) -> bytes:
+    """32 bytes, as CometBFT's are."""
+    return hashlib.sha256(name).digest()

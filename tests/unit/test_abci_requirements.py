@@ -20,6 +20,7 @@ from quorate.abci import ServiceApp, SignedPayload, payload_for
 from quorate.abci.config import Peer, render
 from quorate.abci.machine import Block, execute, tick_for
 from quorate.abci.pb.tendermint.abci import types_pb2 as pb
+from quorate.abci.statement import split
 from quorate.abci.transaction import Kind, Roll, encode_bundle, encode_single
 from quorate.fsm import Period
 from tests.unit.scripted_consensus import ACCEPT, REJECT, Consensus
@@ -241,7 +242,7 @@ async def test_requirement_6_what_a_correct_node_attaches_to_its_vote_all_accept
 
     class AcceptsTheRoundItIsIn(ServiceApp):
         async def verify_vote_extension(self, request: pb.RequestVerifyVoteExtension) -> pb.ResponseVerifyVoteExtension:
-            wire = request.vote_extension
+            wire = split(request.vote_extension)[1]
             if wire and SignedPayload.decode(wire).sequence != self.period.sequence:
                 return pb.ResponseVerifyVoteExtension(status=pb.ResponseVerifyVoteExtension.REJECT)
             return await super().verify_vote_extension(request)
@@ -253,7 +254,7 @@ async def test_requirement_6_what_a_correct_node_attaches_to_its_vote_all_accept
             for index in (0, 1, 2):  # 3 has not got the proposal
                 assert await chain.process(index) == ACCEPT
                 chain.extensions[index] = extension = await chain.extend(index)
-                attached += bool(extension)
+                attached += bool(split(extension)[1])
                 answers = [await chain.verified_by(app, index, extension) for app in chain.apps]
                 demand(answers == [ACCEPT] * 4, f"a correct node's vote extension: {answers}")
             for app in chain.apps:
@@ -296,7 +297,7 @@ async def test_requirement_8_all_correct_nodes_give_a_vote_extension_the_same_an
         async def verify_vote_extension(self, request: pb.RequestVerifyVoteExtension) -> pb.ResponseVerifyVoteExtension:
             known = {self._replica.opening, *(applied.replica.opening for applied in self._speculated.values())}
             answer = await super().verify_vote_extension(request)
-            wire = request.vote_extension
+            wire = split(request.vote_extension)[1]
             if (
                 wire
                 and answer.status == pb.ResponseVerifyVoteExtension.ACCEPT
@@ -363,9 +364,9 @@ async def test_requirement_10_a_vote_extension_changes_no_state_before_a_block_c
     class CountsItsOwnExtension(ServiceApp):
         async def extend_vote(self, request: pb.RequestExtendVote) -> pb.ResponseExtendVote:
             answer = await super().extend_vote(request)
-            if answer.vote_extension:
+            if wire := split(answer.vote_extension)[1]:
                 applied = self._speculated[request.hash]
-                own = self._roll.transaction(bytes([Kind.PAYLOAD]) + answer.vote_extension)
+                own = self._roll.transaction(bytes([Kind.PAYLOAD]) + wire)
                 self._speculated[request.hash] = replace(applied, replica=execute(applied.replica, own))
             return answer
 
@@ -375,7 +376,7 @@ async def test_requirement_10_a_vote_extension_changes_no_state_before_a_block_c
         chain.ask([_single(_now(chain)[1])])
         assert await chain.process(0) == ACCEPT
         extension = await chain.extend(0)
-        assert extension
+        assert split(extension)[1]
         for app in chain.apps[:3]:  # 3 sees nobody's extension
             await chain.verified_by(app, 0, extension)
         results = {await chain.decide(app) for app in chain.apps}

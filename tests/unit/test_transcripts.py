@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 from pathlib import Path
@@ -66,7 +67,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Transcript:
     homes = [tmp_path_factory.mktemp(f"home{number}") for number in range(4)]
     members = [Member.bind(make_identity(home), "tally-1", signer) for home, signer in zip(homes, signers, strict=True)]
     genesis = Genesis.create("tally-1", SERVICE, members)
-    roll, replica = Roll(genesis.chain_id, genesis.addresses), Replica.start(Period.start(SERVICE, genesis.addresses))
+    roll = Roll(genesis.chain_id, genesis.addresses)
+    replica = Replica.start(Period.start(SERVICE, genesis.addresses), genesis.has_landmarks)
     names = [member.validator_address for member in genesis.members]
     blocks = []
     for height in range(1, 13):
@@ -81,9 +83,11 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Transcript:
             tuple(None if tx == b"noise" else roll.transaction(tx) for tx in txs),
             absent,
             present,
+            hash=hashlib.sha256(b"%d" % height).digest(),
         )
         replica = apply_block(replica, block).replica
-        blocks.append(Decided(height, block.time_ms, txs, absent, present, replica.app_hash.hex()))
+        app_hash = replica.app_hash.hex()
+        blocks.append(Decided(height, block.time_ms, txs, absent, present, app_hash, hash=block.hash.hex()))
     return annotate(Transcript("tally", genesis, SERVICE.spec(), tuple(blocks)), SERVICE)
 
 
@@ -101,10 +105,12 @@ def test_the_same_code_gives_the_same_hashes_also_after_a_way_through_a_file(
 
 def test_a_recording_may_begin_in_the_middle_with_the_state_of_then(recorded: Transcript, tmp_path: Path) -> None:
     genesis = recorded.genesis
-    roll, replica = Roll(genesis.chain_id, genesis.addresses), Replica.start(Period.start(SERVICE, genesis.addresses))
+    roll = Roll(genesis.chain_id, genesis.addresses)
+    replica = Replica.start(Period.start(SERVICE, genesis.addresses), genesis.has_landmarks)
     for block in recorded.blocks[:6]:
         txs = tuple(None if tx == b"noise" else roll.transaction(tx) for tx in block.txs)
-        replica = apply_block(replica, Block(block.height, block.time_ms, txs, block.absent, block.present)).replica
+        seen = Block(block.height, block.time_ms, txs, block.absent, block.present, hash=bytes.fromhex(block.hash))
+        replica = apply_block(replica, seen).replica
     later = dataclasses.replace(recorded, blocks=recorded.blocks[6:], start=replica.encode())
     later.save(tmp_path / "t.jsonl")
     found = replay(Transcript.load(tmp_path / "t.jsonl"), SERVICE)

@@ -19,6 +19,7 @@ from quorate.abci.machine import opening_of, payload_for
 from quorate.abci.node import Broadcast, Node, NodeExited, NodeUnreachable, Status
 from quorate.abci.payload import MAX_BODY_BYTES, SignedPayload, UnsignedPayload, payload_digest
 from quorate.abci.server import Application, Server, serve
+from quorate.abci.statement import UnsignedStatement
 from quorate.abci.store import Store
 from quorate.abci.upgrade import Plan, Target, UpgradeDue, ask_for
 from quorate.abci.validator import Validator, make_joiner, make_testnet
@@ -45,6 +46,7 @@ __all__ = [
     "Store",
     "Target",
     "UnsignedPayload",
+    "UnsignedStatement",
     "UpgradeDue",
     "Validator",
     "Via",

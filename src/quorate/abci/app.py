@@ -6,7 +6,7 @@ How a payload travels (measured: 30 ms and one block a round when acts are fast,
     -> PrepareProposal: the proposer bundles the payloads that rode on the last commit's vote extensions, and adds
        payloads and ticks from the mempool
     -> ProcessProposal: all check and execute the proposal on a copy, and start the act of the round that it would open
-    -> ExtendVote attaches what that act gave in time
+    -> ExtendVote attaches what that act gave in time, and the agent's signed app hash (`quorate.abci.statement`)
     -> FinalizeBlock -> Commit.
 
 - A payload that is not ready at its ExtendVote, or while the chain sleeps, is late: it goes as a transaction at once.
@@ -30,7 +30,7 @@ from dataclasses import asdict
 from typing import Any, Literal, Protocol, TypeVar
 
 from quorate.abci.archive import FORMAT, Archive, Incoming, Snapshot
-from quorate.abci.evidence import Evidence, Watch
+from quorate.abci.evidence import Evidence, Watch, WrongAppHash
 from quorate.abci.genesis import POWER, Genesis
 from quorate.abci.machine import AHEAD, MAX_TICKS, Applied, Block, Replica, apply_block, execute, judge, tick_for
 from quorate.abci.membership import begin, by_validator
@@ -39,6 +39,7 @@ from quorate.abci.payload import MAX_PAYLOAD_BYTES, SignedPayload, UnsignedPaylo
 from quorate.abci.pb.tendermint.abci import types_pb2 as pb
 from quorate.abci.pb.tendermint.types import validator_pb2
 from quorate.abci.server import Application
+from quorate.abci.statement import MAX_PREFIX_BYTES, SignedStatement, UnsignedStatement, join, split
 from quorate.abci.store import Store
 from quorate.abci.transaction import Kind, Roll, Transaction, encode_bundle, encode_evidence, encode_single
 from quorate.abci.upgrade import FIRST_HEIGHT, UpgradeDue, Upgrades
@@ -92,6 +93,9 @@ class Agent(Protocol):
     async def sign_tick(self, tick: UnsignedPayload) -> bytes:
         """65 bytes: the agent's signature of `tick.digest()`. The round's time is over; the chain has to see it."""
 
+    async def sign_statement(self, statement: UnsignedStatement) -> bytes:
+        """65 bytes: the agent's signature of `statement.digest()`. It votes for that block, and says what it led to."""
+
 
 class ServiceApp(Application):
     """The replicated machine of one service, as one of its agents runs it."""
@@ -133,11 +137,14 @@ class ServiceApp(Application):
         self._incoming: Incoming | None = None
         self._watch = Watch(genesis.chain_id, service)
         self._accusing: dict[_Deed, float] = {}
+        self._stating: dict[bytes, asyncio.Task[None]] = {}  # by block hash, since the last Commit
+        self._stated: dict[bytes, bytes] = {}
+        self._suspected: dict[tuple[Address, bytes], WrongAppHash] = {}  # until their block is decided, or another is
         self.has_half_a_snapshot = store.is_adopted
         """True where an earlier life took a snapshot and died before a block followed: CometBFT may know nothing of it,
         and would never start beside it. The application is empty again, and the node's blocks have to go, too."""
         saved = None if self.has_half_a_snapshot else store.load()
-        first = Replica.start(begin(service, genesis))
+        first = Replica.start(begin(service, genesis), genesis.has_landmarks)
         self._replica = first if saved is None else Replica.decode(service, saved)
         if not joins and me not in {*genesis.addresses, *self.period.members}:
             raise ConfigError(
@@ -346,7 +353,11 @@ class ServiceApp(Application):
         for vote in request.local_last_commit.votes:
             if vote.block_id_flag == validator_pb2.BLOCK_ID_FLAG_COMMIT and vote.vote_extension:
                 try:
-                    found.append(self._roll.payload(vote.vote_extension))
+                    said, wire = split(vote.vote_extension)
+                    if said is not None:
+                        self._compare_late(vote.validator.address, said)
+                    if wire:
+                        found.append(self._roll.payload(wire))
                 except PeerError as error:
                     _log.warning("a vote extension is left out: %s", error)
         return found
@@ -362,6 +373,7 @@ class ServiceApp(Application):
             return pb.ResponseProcessProposal(status=pb.ResponseProcessProposal.REJECT)
         applied = self._speculate(request, request.proposed_last_commit)
         self._announce(applied.replica, committed=False)
+        self._begin_to_state(request.hash, applied.replica)
         return pb.ResponseProcessProposal(status=pb.ResponseProcessProposal.ACCEPT)
 
     def _problem(self, txs: list[bytes]) -> str | None:
@@ -371,11 +383,19 @@ class ServiceApp(Application):
             return error.message
 
     async def extend_vote(self, request: pb.RequestExtendVote) -> pb.ResponseExtendVote:
-        """This agent's payload for the round that the block leads to, if it is ready or about to be.
+        """What this agent says the block leads to, and its payload for that round, if it is ready or about to be.
 
         A request for an interrupt goes first; the payload follows as a transaction.
         """
         replica = self._speculate(request, request.proposed_last_commit).replica
+        self._begin_to_state(request.hash, replica)
+        carried = await self._carried(replica)
+        stating = self._stating.get(request.hash)
+        if stating is not None and not stating.done():
+            await asyncio.wait({stating}, timeout=_FAST_ACT_S)
+        return pb.ResponseExtendVote(vote_extension=self._stated.get(request.hash, b"") + carried)
+
+    async def _carried(self, replica: Replica) -> bytes:
         payload = None
         if self.me in replica.period.missing():
             self._announce(replica, committed=False)
@@ -385,10 +405,20 @@ class ServiceApp(Application):
             self._outbox.mark_late(replica.opening)
             if payload is not None:
                 self._send(payload)
-            return pb.ResponseExtendVote(vote_extension=asked.encode() if asked else b"")
+            return asked.encode() if asked else b""
         if self._outbox.is_first(payload, "extension"):
             self._agent.sent(payload, "extension")
-        return pb.ResponseExtendVote(vote_extension=payload.encode())
+        return payload.encode()
+
+    def _begin_to_state(self, block: bytes, replica: Replica) -> None:
+        """Have it signed what `block` leads to, if it changes the app hash."""
+        is_landmark = any(one.height == replica.height for one in replica.landmarks[-1:])
+        if is_landmark and block not in self._stating and self.me in self._roll.members:
+            self._stating[block] = self._spawn(self._state(block, replica))
+
+    async def _state(self, block: bytes, replica: Replica) -> None:
+        statement = UnsignedStatement(self.genesis.chain_id, replica.height, block, replica.app_hash)
+        self._stated[block] = join(replica.app_hash, await self._agent.sign_statement(statement))
 
     async def verify_vote_extension(self, request: pb.RequestVerifyVoteExtension) -> pb.ResponseVerifyVoteExtension:
         """Depends on the extension and the members alone: nodes that disagreed here could halt the chain."""
@@ -397,10 +427,14 @@ class ServiceApp(Application):
             return sound
         member = self._by_validator.get(request.validator_address.hex().upper())
         try:
-            if len(request.vote_extension) > MAX_PAYLOAD_BYTES or member is None:
+            if len(request.vote_extension) > MAX_PREFIX_BYTES + MAX_PAYLOAD_BYTES or member is None:
                 raise PeerError(f"an extension of {len(request.vote_extension)} bytes, or from no member")
-            if (sender := self._roll.payload(request.vote_extension).sender) != member.address:
+            said, wire = split(request.vote_extension)
+            if wire and (sender := self._roll.payload(wire).sender) != member.address:
                 raise PeerError(f"the extension of {member.address} carries a payload of {sender}")
+            ours = self._speculated.get(request.hash)
+            if said is not None and ours is not None:  # whatever comes of it, the answer is the same
+                self._compare(member.address, ours.replica.height, request.hash, said, ours.replica.app_hash)
         except PeerError as error:
             _log.warning("refused the vote extension of %s: %s", request.validator_address.hex(), error)
             return pb.ResponseVerifyVoteExtension(status=pb.ResponseVerifyVoteExtension.REJECT)
@@ -426,7 +460,9 @@ class ServiceApp(Application):
         stored = applied.replica.encode()
         self._store.save(stored)
         self._replica, self._finalized, self._speculated, self._arrived = applied.replica, None, {}, {}
+        self._stating, self._stated = {}, {}
         self._change_members(before)
+        self._accuse_suspected()
         self._is_asleep = applied.replica.app_hash == before.app_hash  # CometBFT's own rule for a block without news
         self._outbox.forget_before(self.period.sequence)
         self._tell_offences(applied)
@@ -707,9 +743,36 @@ class ServiceApp(Application):
     def _hear(self, payload: SignedPayload) -> None:
         """Every payload whose signature was checked here; who contradicts himself is accused."""
         evidence = self._watch.heard(payload)
-        if evidence is None or self._replica.why_no_evidence(evidence) is not None:
+        if evidence is not None:
+            self._bring(evidence)
+
+    def _compare(self, who: Address, height: int, block: bytes, said: tuple[bytes, bytes], ours: bytes) -> None:
+        """Suspect whoever signed another app hash than the one that the block has led to here."""
+        app_hash, signature = said
+        if app_hash != ours:
+            statement = SignedStatement(who, height, block, app_hash, signature)
+            if statement.is_signed_by_member(self.genesis.chain_id):
+                self._suspected[who, block] = WrongAppHash(self.genesis.chain_id, statement)
+
+    def _compare_late(self, validator: bytes, said: tuple[bytes, bytes]) -> None:
+        """As `_compare`, for a vote for the last block that came when that was decided."""
+        member = self._by_validator.get(validator.hex().upper())
+        last = next((one for one in self._replica.landmarks[-1:] if one.height == self.height), None)
+        if member is not None and last is not None:
+            self._compare(member.address, last.height, bytes.fromhex(last.block), said, self.app_hash)
+            self._accuse_suspected()
+
+    def _accuse_suspected(self) -> None:
+        """After a Commit: what was said of another block than the decided one is held against nobody."""
+        for evidence in self._suspected.values():
+            self._bring(evidence)
+        self._suspected = {}
+
+    def _bring(self, evidence: Evidence) -> None:
+        """Accuse, if it would count."""
+        if self._replica.why_no_evidence(evidence) is not None:
             return
-        deed = (evidence.kind, evidence.member, evidence.sequence)
+        deed = (evidence.kind, evidence.member, self._replica.round_of(evidence)[0])
         if deed not in self._accusing and len(self._accusing) < _MAX_ACCUSATIONS:
             self._accusing[deed] = _now_s()
             self._spawn(self._accuse(deed, evidence))

@@ -2,6 +2,7 @@
 
 - Evidence speaks for itself: whoever brings it signs nothing and gains nothing, and what proves nothing is refused.
 - One deed has one form: the same two payloads give the same transaction on every node, so the mempool keeps one.
+- What a statement of an app hash is held against is agreed state, and comes with no evidence (`why_harmless`).
 - Only a round's own payloads can contradict each other. Ticks and asks, whose round name holds a slash, may come
   several times in a round: they are never evidence, and a contract must refuse them, too.
 """
@@ -17,6 +18,7 @@ from eth_abi.abi import encode as abi_encode
 from eth_utils.address import to_checksum_address
 
 from quorate.abci.payload import MAX_PAYLOAD_BYTES, MAX_ROUND_NAME_BYTES, SignedHeader, SignedPayload
+from quorate.abci.statement import Landmark, SignedStatement
 from quorate.errors import PeerError
 from quorate.fsm import Service, codec
 from quorate.units import Address
@@ -25,16 +27,18 @@ __all__ = [
     "EQUIVOCATION_ABI",
     "INVALID_PAYLOAD_ABI",
     "MAX_EVIDENCE_BYTES",
+    "WRONG_APP_HASH_ABI",
     "Equivocation",
     "Evidence",
     "InvalidPayload",
     "Watch",
+    "WrongAppHash",
     "decode",
 ]
 
 # sender, period, sequence, opening, twice body hash and signature, length of the round's name
 _HEAD = struct.Struct(">20sQQ32s32s65s32s65sB")
-MAX_EVIDENCE_BYTES = 1 + MAX_PAYLOAD_BYTES  # of the two kinds, an invalid payload is the longer one
+MAX_EVIDENCE_BYTES = 1 + MAX_PAYLOAD_BYTES  # of the kinds, an invalid payload is the longest
 
 EQUIVOCATION_ABI = "(address,string,uint64,uint64,string,bytes32,bytes32,bytes,bytes32,bytes)"
 """Of `Equivocation.proof`: member, chain, period, sequence, round, opening, then body hash and signature twice."""
@@ -42,7 +46,11 @@ EQUIVOCATION_ABI = "(address,string,uint64,uint64,string,bytes32,bytes32,bytes,b
 INVALID_PAYLOAD_ABI = "(address,string,uint64,uint64,string,bytes32,bytes,bytes)"
 """Of `InvalidPayload.proof`: member, chain, period, sequence, round, opening, body, signature."""
 
+WRONG_APP_HASH_ABI = "(address,string,uint64,bytes32,bytes32,bytes)"
+"""Of `WrongAppHash.proof`: member, chain, height, block hash, the app hash that the member stated, signature."""
+
 _REMEMBERED = 1024
+_STATEMENT = struct.Struct(">20sQ32s32s65s")  # member, height, block hash, app hash, signature
 
 
 @dataclass(frozen=True)
@@ -174,8 +182,66 @@ class InvalidPayload:
         return f"it is a valid payload of {round}"
 
 
-Evidence = Equivocation | InvalidPayload
-_EQUIVOCATION, _INVALID = b"\1", b"\2"
+@dataclass(frozen=True)
+class WrongAppHash:
+    """A statement of the app hash after a block; an offence where that block was decided and led to another one."""
+
+    chain_id: str
+    statement: SignedStatement
+    kind: Literal["wrong app hash"] = "wrong app hash"
+
+    @property
+    def member(self) -> Address:
+        """Whose signature it is."""
+        return self.statement.member
+
+    @property
+    def height(self) -> int:
+        """Of the block that it is about."""
+        return self.statement.height
+
+    @property
+    def proof(self) -> bytes:
+        """For a contract: `abi.encode` by `WRONG_APP_HASH_ABI`. It proves who said what of which block.
+
+        What is agreed stands in the header after that block (`last_block_id`, `app_hash`), which a light client knows.
+        """
+        one = self.statement
+        fields = (one.member, self.chain_id, one.height, one.block, one.app_hash, one.signature)
+        return abi_encode((WRONG_APP_HASH_ABI,), (fields,))
+
+    def encode(self) -> bytes:
+        """The wire form."""
+        one = self.statement
+        member = bytes.fromhex(one.member[2:])
+        return _WRONG_HASH + _STATEMENT.pack(member, one.height, one.block, one.app_hash, one.signature)
+
+    @staticmethod
+    def decode(chain_id: str, data: bytes) -> WrongAppHash:
+        """The evidence in `data`; `PeerError` where there is none. Whether the statement is wrong is not asked here."""
+        if len(data) != _STATEMENT.size:
+            raise PeerError(f"a statement of {len(data)} bytes as evidence; expected {_STATEMENT.size}", evidence=data)
+        raw, height, block, app_hash, signature = _STATEMENT.unpack(data)
+        statement = SignedStatement(Address(to_checksum_address(raw)), height, block, app_hash, signature)
+        if not statement.is_signed_by_member(chain_id):
+            raise PeerError(f"a statement that {statement.member} did not sign for {chain_id}", evidence=data)
+        return WrongAppHash(chain_id, statement)
+
+    def why_harmless(self, agreed: Landmark | None) -> str | None:
+        """Why an honest agent may have signed this, or nobody can tell any more; None where none does.
+
+        `agreed` is what is known of the block of that height.
+        """
+        one = self.statement
+        if agreed is None:
+            return f"what block {one.height} led to is not known here: it had no news, is long gone, or is to come"
+        if one.block.hex() != agreed.block:
+            return f"the block {one.block.hex()[:12]} of height {one.height} was never decided"
+        return "it is the agreed one" if one.app_hash.hex() == agreed.app_hash else None
+
+
+Evidence = Equivocation | InvalidPayload | WrongAppHash
+_EQUIVOCATION, _INVALID, _WRONG_HASH = b"\1", b"\2", b"\3"
 
 
 def decode(chain_id: str, data: bytes) -> Evidence:
@@ -184,7 +250,9 @@ def decode(chain_id: str, data: bytes) -> Evidence:
         return Equivocation.decode(chain_id, data[1:])
     if data[:1] == _INVALID:
         return InvalidPayload.decode(chain_id, data[1:])
-    raise PeerError(f"evidence that begins with {data[:1].hex() or 'nothing'}; expected 01 or 02", evidence=data)
+    if data[:1] == _WRONG_HASH:
+        return WrongAppHash.decode(chain_id, data[1:])
+    raise PeerError(f"evidence that begins with {data[:1].hex() or 'nothing'}; expected 01 to 03", evidence=data)
 
 
 class Watch:

@@ -41,13 +41,15 @@ class Genesis:
     """Sorted by address."""
     time: str
     """RFC 3339, UTC."""
+    has_landmarks: bool = False
+    """Whether the chain remembers which app hash its last blocks led to; those from before 2026-11-24 do not."""
 
     @staticmethod
     def create(chain_id: str, service: Service, members: Sequence[Member], config_hash: str = "") -> Genesis:
         """A genesis that begins now."""
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         ordered = tuple(sorted(members, key=lambda member: member.address))
-        genesis = Genesis(chain_id, service.name, service.spec_hash, config_hash, ordered, now)
+        genesis = Genesis(chain_id, service.name, service.spec_hash, config_hash, ordered, now, has_landmarks=True)
         genesis.check(service)
         return genesis
 
@@ -84,12 +86,13 @@ class Genesis:
 
     def app_state(self) -> dict[str, Any]:
         """Our part of genesis.json."""
-        return {
+        state = {
             "service": self.service,
             "spec_hash": self.spec_hash,
             "config_hash": self.config_hash,
             "members": [asdict(member) for member in self.members],
         }
+        return {**state, "landmarks": True} if self.has_landmarks else state
 
     def document(self) -> dict[str, Any]:
         """genesis.json as CometBFT reads it."""
@@ -154,6 +157,7 @@ class Genesis:
             state["config_hash"],
             members,
             document["genesis_time"],
+            has_landmarks=state.get("landmarks") is True,
         )
 
 

@@ -23,10 +23,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from quorate.abci.evidence import Evidence, InvalidPayload
+from quorate.abci.evidence import Evidence, InvalidPayload, WrongAppHash
 from quorate.abci.genesis import POWER
 from quorate.abci.membership import Turnover, powers_of, roster_of, seat
 from quorate.abci.payload import SignedPayload, UnsignedPayload
+from quorate.abci.statement import BEGINNING, MAX_LANDMARKS, Landmark, at_height
 from quorate.abci.transaction import INTERRUPT, Kind, Transaction, tick_round
 from quorate.abci.upgrade import FIRST_HEIGHT, NO_UPGRADES, Plan, Target, UpgradeDue, Upgrades, take_over
 from quorate.errors import ConfigError, PeerError, ServiceError
@@ -110,11 +111,13 @@ class Replica:
     inherited: bytes = b""
     """The app hash that an older version gave for this height, where no block of this one has come yet."""
     offences: Offences = field(default_factory=Offences)
+    landmarks: tuple[Landmark, ...] = ()
+    """The last blocks that changed the app hash. That of the newest is this state's own: all that it cannot cover."""
 
     @staticmethod
-    def start(period: Period) -> Replica:
-        """The replica before the first block."""
-        return Replica(period, opening_of(period))
+    def start(period: Period, has_landmarks: bool = False) -> Replica:
+        """The replica before the first block, as the genesis has it (`Genesis.has_landmarks`)."""
+        return Replica(period, opening_of(period), landmarks=(BEGINNING,) if has_landmarks else ()).knowing_itself()
 
     @cached_property
     def app_hash(self) -> bytes:
@@ -130,7 +133,19 @@ class Replica:
             rest += codec.encode(self.upgrades)
         if self.offences.counts:  # likewise
             rest += b"offences" + codec.encode(self.offences)
+        if self.landmarks:  # not in chains that began before there were any
+            *before, last = self.landmarks
+            rest += b"landmarks" + _dump([*before, last[:-1]]).encode()
         return hashlib.sha256(period_digest + rest).digest()
+
+    def knowing_itself(self) -> Replica:
+        """This state with its own app hash in its newest landmark, which is never believed from elsewhere."""
+        if not self.landmarks:
+            return self
+        *before, last = self.landmarks
+        known = dataclasses.replace(self, landmarks=(*before, last._replace(app_hash=self.app_hash.hex())))
+        known.__dict__["app_hash"] = self.app_hash  # it covers all of them but this
+        return known
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -161,8 +176,9 @@ class Replica:
 
     def why_no_evidence(self, evidence: Evidence) -> str | None:
         """Why this evidence, whose signatures were checked, would not count in the next block; None where it counts."""
-        if evidence.sequence > self.period.sequence + AHEAD:
-            return f"it is about round {evidence.sequence}; round {self.period.sequence} is going on"
+        sequence, _ = self.round_of(evidence)
+        if sequence > self.period.sequence + AHEAD:
+            return f"it is about round {sequence}; round {self.period.sequence} is going on"
         if evidence.member not in {*self.period.members, *(one.address for one in self.turnover.former)}:
             return f"{evidence.member} is no member any more"
         if isinstance(evidence, InvalidPayload):
@@ -170,7 +186,19 @@ class Replica:
                 return "it may be of another version of the service, in which it is valid"
             if (why := evidence.why_valid(self.period.service)) is not None:
                 return why
-        return self.offences.why_not(evidence.kind, evidence.member, evidence.sequence, self.period.sequence)
+        if isinstance(evidence, WrongAppHash):
+            why = evidence.why_harmless(at_height(self.landmarks, evidence.height))
+            if why is not None:
+                return why
+        return self.offences.why_not(evidence.kind, evidence.member, sequence, self.period.sequence)
+
+    def round_of(self, evidence: Evidence) -> tuple[int, int]:
+        """The round in which the deed was done, and its period; that going on where nobody knows."""
+        if not isinstance(evidence, WrongAppHash):
+            return evidence.sequence, evidence.period
+        landmark = at_height(self.landmarks, evidence.height)
+        now = (self.period.sequence, self.period.state.period)
+        return now if landmark is None else (landmark.sequence, landmark.period)
 
     def ticks_of(self, sender: Address) -> int:
         """How many ticks `sender` has spent in this round."""
@@ -187,6 +215,7 @@ class Replica:
         fields = [self.height, self.hot, self.ticks, self.absences, self.demoted, period, self.turnover.plain()]
         fields.append(json.loads(codec.encode(self.upgrades)))
         fields.append(json.loads(codec.encode(self.offences)))
+        fields.append(self.landmarks)
         return _dump([*fields, _checksum(fields)]).encode()
 
     @staticmethod
@@ -214,11 +243,13 @@ class Replica:
                 Turnover.read(later[0]) if later else Turnover(),  # from before members could change
                 upgrades,
                 offences=codec.decode(Offences, codec.encode(later[2])) if len(later) > 2 else Offences(),
+                landmarks=tuple(Landmark(*one) for one in later[3]) if len(later) > 3 else (),
             )
             if upgrades_now is upgrades:
-                return replica
+                return replica.knowing_itself()
             theirs = replica._hash_over(hashlib.sha256(stored).digest())
-            return dataclasses.replace(replica, ticks=(), upgrades=upgrades_now, inherited=theirs)
+            taken = dataclasses.replace(replica, ticks=(), upgrades=upgrades_now, inherited=theirs)
+            return taken.knowing_itself()
         except (ValueError, TypeError, PeerError, ServiceError) as error:
             raise ConfigError(f"the stored state is damaged: {error}", fix=_DAMAGE_FIX) from error
 
@@ -309,8 +340,9 @@ def execute(replica: Replica, tx: Transaction) -> Replica:
 def _convict(replica: Replica, evidence: Evidence) -> Replica:
     if (problem := replica.why_no_evidence(evidence)) is not None:
         raise PeerError(f"evidence against {evidence.member}: {problem}", evidence=evidence.encode())
-    height, sequence, period = Height(replica.height + 1), RoundNumber(evidence.sequence), PeriodNumber(evidence.period)
-    offence = Offence(evidence.kind, evidence.member, height, sequence, period, _hash_of(evidence.proof))
+    sequence, period = replica.round_of(evidence)
+    where = Height(replica.height + 1), RoundNumber(sequence), PeriodNumber(period)
+    offence = Offence(evidence.kind, evidence.member, *where, _hash_of(evidence.proof))
     return dataclasses.replace(replica, offences=replica.offences.plus(offence))
 
 
@@ -321,6 +353,15 @@ def _note(replica: Replica, block: Block, kind: OffenceKind, validators: Iterabl
         where = Height(block.height), RoundNumber(now.sequence), PeriodNumber(now.state.period)
         record = record.plus(Offence(kind, block.owners[who], *where, Hash("0x" + block.hash.hex())))
     return replica if record is replica.offences else dataclasses.replace(replica, offences=record)
+
+
+def _remember(replica: Replica, block: Block) -> Replica:
+    """With this block, which has changed the app hash, as the newest landmark."""
+    if not replica.landmarks:
+        return replica
+    period = replica.period
+    last = Landmark(block.height, period.sequence, period.state.period, block.hash.hex(), "")
+    return dataclasses.replace(replica, landmarks=(*replica.landmarks[1 - MAX_LANDMARKS :], last)).knowing_itself()
 
 
 def _hash_of(proof: bytes) -> Hash:
@@ -360,6 +401,8 @@ def apply_block(replica: Replica, block: Block) -> Applied:
         away = [who for who, count in current.absences if who in block.absent and count % DOWNTIME_WINDOW == 0]
         current = _note(current, block, "downtime", away)
     current = dataclasses.replace(current, height=block.height)
+    if has_news or settled or current.period.clock_ms != replica.period.clock_ms:
+        current = _remember(current, block)
     counted_txs = [tx for tx, counts in zip(block.txs, accepted, strict=True) if tx and counts]
     proofs = tuple(tx.evidence.proof for tx in counted_txs if tx.evidence)
     return Applied(current, tuple(accepted), settled, tuple(sorted(powers.items())), proofs)

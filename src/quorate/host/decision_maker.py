@@ -13,7 +13,7 @@ from typing import Any, get_args
 from aea.decision_maker.base import DecisionMakerHandler
 from aea.protocols.base import Message
 
-from quorate.abci import SignedPayload, UnsignedPayload
+from quorate.abci import SignedPayload, UnsignedPayload, UnsignedStatement
 from quorate.chain import SafeTransaction, is_owner_change
 from quorate.errors import QuorateError
 from quorate.model import ModelRequest
@@ -86,7 +86,7 @@ class ExecutionRequest:
     max_priority_fee_per_gas: Wei
 
 
-SigningRequest = UnsignedPayload | IntentRequest | ExecutionRequest | ModelRequest
+SigningRequest = UnsignedPayload | UnsignedStatement | IntentRequest | ExecutionRequest | ModelRequest
 
 
 class SigningMessage(Message):
@@ -138,6 +138,9 @@ class QuorateDecisionMaker(DecisionMakerHandler):
         match request:
             case UnsignedPayload():
                 return self._sign_payload(request)
+            case UnsignedStatement():
+                self._check_chain(request.chain_id)
+                return self._sign_digest(request.digest())
             case ModelRequest():
                 if request.path not in _MODEL_PATHS:
                     raise OverLimit(f"a request to {request.path}; an agent may ask {sorted(_MODEL_PATHS)}")
@@ -162,9 +165,12 @@ class QuorateDecisionMaker(DecisionMakerHandler):
             self._memory.add(known)
         return known.signature
 
+    def _check_chain(self, chain_id: str) -> None:
+        if chain_id != self._service_chain:
+            raise NotAgreed(f"a word for the chain {chain_id!r}; this agent serves {self._service_chain!r}")
+
     def _check_payload(self, payload: UnsignedPayload) -> None:
-        if payload.chain_id != self._service_chain:
-            raise NotAgreed(f"a payload for the chain {payload.chain_id!r}; this agent serves {self._service_chain!r}")
+        self._check_chain(payload.chain_id)
         period = self._agreed.period if self._agreed else None
         if period is not None and not period.sequence <= payload.sequence <= period.sequence + 2:
             raise NotAgreed(f"a payload for round {payload.sequence}; the quorum is in round {period.sequence}")

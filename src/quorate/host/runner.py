@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from quorate.abci import Plan, SignedPayload, UnsignedPayload, Via, ask_for, opening_of, payload_for
+from quorate.abci import Plan, SignedPayload, UnsignedPayload, UnsignedStatement, Via, ask_for, opening_of, payload_for
 from quorate.errors import ChainError, ConfigError, ModelError
 from quorate.fsm import Context, Period, Settled
 from quorate.offences import Offence
@@ -178,6 +178,10 @@ class Runner:
     async def sign_tick(self, tick: UnsignedPayload) -> bytes:
         """The agent's signature under a tick: the round's time is over."""
         return await self._signer.sign(tick)
+
+    async def sign_statement(self, statement: UnsignedStatement) -> bytes:
+        """The agent's signature under what it holds a block to lead to."""
+        return await self._signer.sign(statement)
 
     async def close(self) -> None:
         """Cancel every act and wait for it."""

@@ -13,6 +13,7 @@ from typing import Literal
 
 from quorate.localnet.snapshot import AgentView, Life, Part, Snapshot
 from quorate.localnet.story import duration
+from quorate.offences import PROVED
 
 __all__ = ["Diagnosis", "Finding", "Missing", "diagnose", "plain_round"]
 
@@ -131,7 +132,7 @@ def _offences(snapshot: Snapshot, part: Part) -> Iterator[Finding]:
             (name,),
             "says",
             f"{name}: {one.kind} in round {one.sequence}, on record since block {one.height}",
-            f"The proof is {one.evidence}.abi in each agent's evidence folder." if one.kind == "equivocation" else "",
+            f"The proof is {one.evidence}.abi in each agent's evidence folder." if one.kind in PROVED else "",
         )
 
 

@@ -205,7 +205,7 @@ def _run(
 ) -> Iterator[tuple[Replica, Applied | QuorateError]]:
     genesis = transcript.genesis
     versions = {one.spec_hash: one for one in (*older, service)}
-    replica = Replica.start(begin(versions.get(genesis.spec_hash, service), genesis))
+    replica = Replica.start(begin(versions.get(genesis.spec_hash, service), genesis), genesis.has_landmarks)
     if transcript.start is not None:
         try:
             replica = first_replica(transcript.start, service, older)

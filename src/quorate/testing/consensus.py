@@ -20,17 +20,18 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from quorate.abci import Genesis, Retention, SignedPayload, UpgradeDue
+from quorate.abci import Genesis, Retention, SignedPayload, UnsignedStatement, UpgradeDue
 from quorate.abci import genesis as genesis_module
 from quorate.abci import machine as rules
 from quorate.abci.archive import FORMAT
 from quorate.abci.membership import by_validator
 from quorate.abci.pb.tendermint.abci import types_pb2 as pb
+from quorate.abci.statement import join, split
 from quorate.abci.transaction import Kind, encode_bundle, encode_single
 from quorate.errors import ConfigError, PeerError, SetupError
 from quorate.testing.disk import Disk, MemoryArchive
 from quorate.testing.oracles import Judge
-from quorate.testing.process import Process
+from quorate.testing.process import Process, keys
 
 __all__ = ["EPOCH_S", "Consensus", "Decided", "Killed", "Peer", "seen_votes"]
 
@@ -164,6 +165,8 @@ class Consensus:
         self.slow_s = 0.0
         self.lies: frozenset[str] = frozenset()
         """Which lies the liars tell now."""
+        self.misstated: dict[tuple[int, bytes], None] = {}
+        """Who has signed a wrong app hash of which block."""
         self._spawn, self._note, self._trace = spawn, note, trace
         self._wake = asyncio.Event()
         self._round = 0
@@ -472,11 +475,11 @@ class Consensus:
         """What honest voters attached, this proposer saw, and still counts must be in its proposal."""
         carried = b"".join(txs)
         for index, vote in peer.commit.items():
-            if vote.extension and not self.peers[index].is_liar:
-                payload = SignedPayload.decode(vote.extension)
+            if not self.peers[index].is_liar and (wire := split(vote.extension)[1]):
+                payload = SignedPayload.decode(wire)
                 if self.judge.witness.why_not(payload) is None and self._is_canonical(peer, peer.height):
                     self.judge.require(
-                        "proposal fills", vote.extension in carried, f"{payload.round} of agent {index} is left out"
+                        "proposal fills", wire in carried, f"{payload.round} of agent {index} is left out"
                     )
 
     def _block(self, proposer: Peer, height: int, txs: tuple[bytes, ...]) -> Decided:
@@ -645,6 +648,9 @@ class Consensus:
                 block.height, block.time_ms, (), absent, present, hash=block.hash, owners=owners
             )
             applied = self.judge.decided(machine_block, block.txs, block.hash)
+            liars = [who for who, block_hash in self.misstated if block_hash == block.hash]
+            self.judge.misstated(applied, [self.genesis.addresses[who] for who in liars])
+            self.misstated.clear()
             self._trace("block", (block.height, block.hash.hex(), applied.replica.app_hash.hex()))
             powers = dict(self._powers[block.height + 1])
             for address, power in applied.powers:
@@ -864,9 +870,17 @@ class Consensus:
             rng.choice(others or [b"x"]),
             rng.choice(stale or [b""]),
             self._forged(liar).encode(),
+            misstated := self._misstated(liar, block),
         ))  # fmt: skip
+        if junk is misstated:
+            self.misstated[liar.index, block.hash] = None
         wild = rng.choice((-600_000, 0, 600_000)) + int(self.wall_s(liar) * 1000)
         votes[liar.index, block.hash] = _Vote(junk, wild)
+
+    def _misstated(self, liar: Peer, block: Decided) -> bytes:
+        """A signed app hash to which the block does not lead."""
+        wrong = UnsignedStatement(self.genesis.chain_id, block.height, block.hash, self.rng.randbytes(32))
+        return join(wrong.app_hash, keys(len(self.peers))[liar.index].sign_digest(wrong.digest()))
 
     async def flood(self, liar: Peer) -> None:
         """Fill the mempools: every peer's node is handed the same junk."""

@@ -32,7 +32,7 @@ FAULTS: Mapping[str, str] = MappingProxyType({
     "clock": "a wall clock jumps by up to 20 s or drifts by 5 %",
     "equivocating proposer": "a liar proposes different blocks to different agents",
     "garbage proposal": "a liar proposes junk, stale, foreign or forged payloads",
-    "garbage extension": "a liar's vote extension is junk, another's, stale or too long",
+    "garbage extension": "a liar's vote extension is junk, another's, stale, too long, or states a wrong app hash",
     "mempool flood": "a liar fills the mempools with junk, stale and future payloads",
     "lying payload": "a liar sends another payload than its act gave, or two",
     "garbage snapshot": "a liar offers damaged, older or forged states as snapshots",

@@ -126,9 +126,12 @@ class Judge:
     """True while somebody floods the mempools on purpose."""
     first: Period | None = None
     """The machine before the first block, where the service's state knows its members; else it is made of them."""
+    has_landmarks: bool = False
+    """As in the genesis."""
 
     def __post_init__(self) -> None:
-        self.witness = Replica.start(self.first or Period.start(self.service, self.members))
+        first = self.first or Period.start(self.service, self.members)
+        self.witness = Replica.start(first, self.has_landmarks)
         self._genesis = self.witness
         self.expected: list[Applied] = []
         """What each decided block did, by height - 1."""
@@ -149,6 +152,8 @@ class Judge:
         self._idle_blocks = 0
         self.successor: Service | None = None
         """The version that may be agreed on in this run."""
+        self.misstated_s: dict[Address, float] = {}
+        """Since when it can be proved, in the second phase, that an agent signed a wrong app hash."""
         self._last_of_old = (0, b"")  # height and digest of the last state of the older version, as the next one has it
 
     @property
@@ -227,6 +232,18 @@ class Judge:
             self._opened_s = self.now_s()
         assert height == applied.replica.height  # noqa: S101  # apply_block's own promise
         return applied
+
+    def misstated(self, applied: Applied, liars: Iterable[Address]) -> None:
+        """These have signed another app hash than the decided block led to."""
+        replica = applied.replica
+        if self.is_healthy and any(one.height == replica.height for one in replica.landmarks[-1:]):
+            for who in liars:
+                self.misstated_s.setdefault(who, self.now_s())
+
+    def unrecorded(self) -> list[Address]:
+        """Who stated a wrong app hash in the second phase, and is on no record for that."""
+        record = self.witness.offences
+        return [who for who in self.misstated_s if not record.count("wrong app hash", who)]
 
     def _taken_over(self, replica: Replica) -> Replica:
         """What the next block begins with: where it is due, the next version's state, made from this one."""
@@ -469,6 +486,12 @@ class Judge:
         hashes.append(dataclasses.replace(replica, ticks=((self.members[0], MAX_TICKS + 1),)).app_hash)
         began = dataclasses.replace(replica.upgrades, began=replica.upgrades.began + 1)
         hashes.append(dataclasses.replace(replica, upgrades=began).app_hash)
+        for index, one in enumerate(replica.landmarks):
+            forged = [one._replace(block="00" * 32)]
+            forged += [one._replace(app_hash="00" * 32)] if one is not replica.landmarks[-1] else []
+            for other in forged:
+                landmarks = (*replica.landmarks[:index], other, *replica.landmarks[index + 1 :])
+                hashes.append(dataclasses.replace(replica, landmarks=landmarks).app_hash)
         self.require("hash covers all", replica.app_hash not in hashes, f"at height {replica.height}")
 
     def _check_stored(self, replica: Replica) -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from quorate.abci import Archive, app, genesis, machine, payload, transaction
+from quorate.abci import Archive, app, genesis, machine, payload, statement, transaction
 from quorate.abci.app import ServiceApp
 from quorate.abci.machine import Block, Replica
 from quorate.abci.pb.tendermint.abci import types_pb2 as pb
@@ -523,9 +523,24 @@ def _trusting(original: Any, self: Any, request: Any) -> Any:
     found = []
     for vote in request.local_last_commit.votes:
         with contextlib.suppress(PeerError):
-            if vote.vote_extension:
-                found.append(payload.SignedPayload.decode(vote.vote_extension))
+            if wire := statement.split(vote.vote_extension)[1]:
+                found.append(payload.SignedPayload.decode(wire))
     return found
+
+
+@_bug("nobody compares what the others' blocks led to", ServiceApp)
+def _compare(original: Any, self: Any, *arguments: Any) -> None:
+    return None
+
+
+@_bug("an agent states the app hash of before the block", ServiceApp)
+async def _state(original: Any, self: Any, block: bytes, replica: Any) -> None:
+    await original(self, block, dataclasses.replace(self._replica, height=replica.height))
+
+
+@_bug("the app hash covers no landmarks", Replica)
+def _hash_over(original: Any, self: Any, period_digest: bytes) -> Any:
+    return original(dataclasses.replace(self, landmarks=()), period_digest)
 
 
 @_bug("one agent refuses every third block", ServiceApp, requirement="5")

@@ -20,7 +20,17 @@ from coincurve import PrivateKey
 from eth_account import Account
 from eth_utils.address import to_checksum_address
 
-from quorate.abci import Broadcast, Genesis, Member, ServiceApp, SignedPayload, UnsignedPayload, Via, binding_digest
+from quorate.abci import (
+    Broadcast,
+    Genesis,
+    Member,
+    ServiceApp,
+    SignedPayload,
+    UnsignedPayload,
+    UnsignedStatement,
+    Via,
+    binding_digest,
+)
 from quorate.fsm import Period, Service, Settled
 from quorate.host.agreed import Agreed
 from quorate.host.context import ActContext, Equipment
@@ -93,7 +103,9 @@ def genesis_of(service: Service, n: int) -> Genesis:
         node = hashlib.sha256(b"node %d" % index).hexdigest()[:40]
         binding = key.sign_digest(binding_digest(CHAIN_ID, validator, node))
         members.append(Member(key.address, validator.hex(), node, binding.hex()))
-    return Genesis(CHAIN_ID, service.name, service.spec_hash, "", tuple(members), "2026-01-01T00:00:00Z")
+    return Genesis(
+        CHAIN_ID, service.name, service.spec_hash, "", tuple(members), "2026-01-01T00:00:00Z", has_landmarks=True
+    )
 
 
 class _Journal(Journal):
@@ -249,6 +261,10 @@ class Process:
     async def sign_tick(self, tick: UnsignedPayload) -> bytes:
         """The runner's signature."""
         return await self.runner.sign_tick(tick)
+
+    async def sign_statement(self, statement: UnsignedStatement) -> bytes:
+        """The runner's signature."""
+        return await self.runner.sign_statement(statement)
 
     def _read(self, period: Period, height: int) -> None:
         if self.is_alive and self._lies is None:

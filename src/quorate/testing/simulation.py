@@ -53,6 +53,7 @@ CRASH_POINTS = (
 )  # fmt: skip
 _STORY_LINES = 40
 _HEALTHY_LIMIT_S = 4000.0
+_RECORDED_S = 5.0
 _LONGEST_STORM = 40  # times what the plan says, where it asks for many rounds
 
 
@@ -159,7 +160,10 @@ class _Simulation:
         members = tuple(key.address for key in keys(plan.agents))
         honest = frozenset(who for i, who in enumerate(members) if i not in plan.liars)
         genesis = genesis_of(service, plan.agents)
-        self.judge = Judge(service, CHAIN_ID, members, loop.time, honest, EPOCH_S, first=begin(service, genesis))
+        first = begin(service, genesis)
+        self.judge = Judge(
+            service, CHAIN_ID, members, loop.time, honest, EPOCH_S, first=first, has_landmarks=genesis.has_landmarks
+        )
         setting = Setting(
             random.Random(f"world {plan.seed}"),  # noqa: S311
             loop.time,
@@ -471,8 +475,15 @@ class _Simulation:
             if peer.process is not None:
                 known_s = min(peer.process.app.oldest_accusation_s, net.now_s - healed_s)
                 judge.require(
-                    "lies are recorded", known_s < 5, f"agent {peer.index} has had a proof for {known_s:.1f} s"
+                    "lies are recorded",
+                    known_s < _RECORDED_S,
+                    f"agent {peer.index} has had a proof for {known_s:.1f} s",
                 )
+        if judge.unrecorded():
+            await asyncio.sleep(_RECORDED_S)
+        for who in judge.unrecorded():
+            is_late = net.now_s - judge.misstated_s[who] >= _RECORDED_S
+            judge.require("lies are recorded", not is_late, f"{who} stated a wrong app hash, and is on no record")
 
     # ---- parts
 
