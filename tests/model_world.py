@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aiohttp import web
-from aiohttp.test_utils import TestServer
+from aiohttp.test_utils import BaseTestServer, TestServer
 
 from quorate.chain import Model, Operator, Wallet
 from quorate.model import (
@@ -50,11 +51,16 @@ FORM = {
     "additionalProperties": False,
 }
 GOOD = json.dumps({"kind": "payment", "summary": "Pays 10 tokens."})
+BLANK_BEFORE = r"\s*\w+|\s*[^\w\s]|\s+"
+BLANK_AFTER = r"\w+ ?|\s+|[^\w\s]"
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
 def wallet(number: int) -> Wallet:
     return Wallet.from_key(bytes([number]) * 32)
+
+
+Tell = Callable[[int], bytes | None]
 
 
 @dataclass
@@ -69,6 +75,15 @@ class ScriptedModel:
     delay_s: float = 0
     usage: dict[str, int] | None = field(default_factory=lambda: {"prompt_tokens": 12, "completion_tokens": 7})
     asked: list[dict[str, Any]] = field(default_factory=list)
+    story: str = ""
+    """What a stream tells, a token a word, a blank or a mark; from where a message that is to be continued ends."""
+    tell: Tell = lambda told: None
+    """Called before each token of a stream and its finish; what it returns is sent, and the stream broken off."""
+    pattern: str = BLANK_BEFORE
+    """Its tokens: with the blank before a word, as most models have them."""
+    gap_s: float = 0
+    cut: int = 0
+    """Streams that ended because nobody read them any more."""
 
     def application(self) -> web.Application:
         app = web.Application()
@@ -80,11 +95,59 @@ class ScriptedModel:
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response(status=self.status)
 
-    async def _chat(self, request: web.Request) -> web.Response:
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
         asked = await self._note(request)
+        if asked.get("stream"):
+            return await self._tell(request, asked)
         text = self.words[min(len(self.asked), len(self.words)) - 1]
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": self.finish}
         return self._answer({"model": asked["model"], "choices": [choice]})
+
+    async def _tell(self, request: web.Request, asked: dict[str, Any]) -> web.StreamResponse:
+        """As vLLM streams: a role, tokens, a finish, the usage, the end."""
+        if self.status != 200:
+            return self._answer({})
+        assert asked["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
+        told = ""
+        if asked.get("continue_final_message"):
+            told = asked["messages"][-1]["content"]
+            assert asked["add_generation_prompt"] is False
+            assert asked["messages"][-1]["role"] == "assistant"
+            assert told == told.strip(), "a chat template would cut this"
+            assert self.story.startswith(told), f"{told!r} is not how the story begins"
+        tokens = tokens_of(self.story[len(told) :], self.pattern)
+        finish = "length" if len(tokens) > asked["max_tokens"] else "stop"
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+
+        async def say(count: int, *choices: dict[str, Any]) -> None:
+            usage = {"prompt_tokens": 12, "completion_tokens": count, "total_tokens": 12 + count}
+            chunk = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": asked["model"]}
+            body = json.dumps(chunk | {"choices": choices, "usage": usage})
+            await response.write(f"data: {body}\n\n".encode())
+
+        def choice(finish: str | None = None, **delta: str) -> dict[str, Any]:
+            return {"index": 0, "delta": delta, "finish_reason": finish}
+
+        try:
+            await say(0, choice(role="assistant", content=""))
+            said = tokens[: asked["max_tokens"]]
+            for count, token in enumerate([*said, ""], 1):
+                if (broken := self.tell(count)) is not None:
+                    await response.write(broken)
+                    if request.transport is not None:
+                        request.transport.close()
+                    return response
+                await asyncio.sleep(self.gap_s)
+                if token:
+                    await say(count, choice(content=token))
+            await say(len(said), choice(finish, content=""))
+            await say(len(said))
+            await response.write(b"data: [DONE]\n\n")
+        except (ConnectionError, asyncio.CancelledError):
+            self.cut += 1
+            raise
+        return response
 
     async def _embed(self, request: web.Request) -> web.Response:
         asked = await self._note(request)
@@ -120,6 +183,11 @@ class Exchange:
 
 
 Lie = Callable[[Exchange], Exchange]
+
+
+def tokens_of(text: str, pattern: str = BLANK_BEFORE) -> list[str]:
+    """The text in the pieces in which a `ScriptedModel` streams it."""
+    return re.findall(pattern, text)
 
 
 @dataclass
@@ -204,14 +272,29 @@ class World:
 
     registry: ScriptedRegistry
     stack: AsyncExitStack
+    _servers: dict[Address, BaseTestServer] = field(default_factory=dict)
+    kept: list[SignedReceipt] = field(default_factory=list)
+    """What the honest operators' sidecars kept to be paid by, in order."""
 
-    async def honest(self, model: ScriptedModel | None = None, **changes: Any) -> Operator:
+    async def honest(
+        self, model: ScriptedModel | None = None, limits: LimitsConfig | None = None, **changes: Any
+    ) -> Operator:
         """An operator with the real sidecar in front of a scripted model."""
         number = self._next()
         upstream = await self._start((model or ScriptedModel()).application())
-        sidecar = sidecar_of(number, upstream)
+        sidecar = sidecar_of(number, upstream, limits=limits, keep=self.kept.append)
         self.stack.push_async_callback(sidecar.close)
-        return self._add(listed(number, await self._start(sidecar.application()), **changes))
+        found = listed(number, await self._start(sidecar.application()), **changes)
+        self._servers[found.account] = self._last
+        return self._add(found)
+
+    async def kill(self, operator: Operator) -> None:
+        """End an honest operator at once, in the middle of whatever it says."""
+        server = self._servers[operator.account]
+        for connection in list(server.handler.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+        await server.close()
 
     async def liar(self, lie: Lie, *, delay_s: float = 0, body: bytes | None = None, **changes: Any) -> Liar:
         """An operator that answers rightly but for `lie`."""
@@ -245,7 +328,7 @@ class World:
         return operator
 
     async def _start(self, app: web.Application) -> str:
-        server = await self.stack.enter_async_context(TestServer(app))
+        self._last = server = await self.stack.enter_async_context(TestServer(app))
         return str(server.make_url("")).rstrip("/")
 
 
@@ -261,9 +344,10 @@ def sidecar_of(
     limits: LimitsConfig | None = None,
     clients: Sequence[Address] | None = None,
     now: Callable[[], float] = time.time,
+    keep: Callable[[SignedReceipt], None] = lambda receipt: None,
 ) -> Sidecar:
     identity = Identity(CHAIN_ID, REGISTRY, wallet(number).address, wallet(number))
-    sidecar = Sidecar(identity, limits=limits, clients=clients, now=now)
+    sidecar = Sidecar(identity, limits=limits, clients=clients, now=now, keep=keep)
     sidecar.serve([Upstream(TALKER, "chat", upstream), Upstream(EMBEDDER, "embedding", upstream)])
     return sidecar
 

@@ -11,7 +11,8 @@ from typing import Any, Literal
 from quorate.errors import Malformed
 from quorate.fsm import codec
 from quorate.model import parse_json
-from quorate.model.client import _text_of, _usage_of, _vectors_of, _words_of
+from quorate.model.call import _usage_of, _words_of
+from quorate.model.client import _text_of, _vectors_of
 from quorate.model.schema import Schema
 from tests.fuzz.engine import Target, label_of, mutate_bytes, mutate_json
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 import secrets
 import socket
 import time
@@ -14,13 +16,14 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from quorate.chain import Wallet
 from quorate.errors import SetupError
 from quorate.model import AUTH_HEADER, RECEIPT_HEADER, Authorization, ModelRequest, SignedReceipt, hash_of
+from quorate.model.fields import CHAT, EMBEDDINGS
 from quorate.operator import LimitsConfig
-from quorate.operator.sidecar import CHAT, EMBEDDINGS
 from quorate.units import Address, Hash
 from tests.model_world import (
     CHAIN_ID,
@@ -35,6 +38,7 @@ from tests.model_world import (
 )
 
 ASKED: dict[str, Any] = {"model": "talker", "messages": HELLO}
+CONTINUED = {"continue_final_message": True, "add_generation_prompt": False}
 OPERATOR = wallet(20)
 
 
@@ -105,10 +109,14 @@ async def stack() -> AsyncIterator[AsyncExitStack]:
         yield one
 
 
-async def front_of(stack: AsyncExitStack, model: ScriptedModel | None = None, **settings: Any) -> Front:
+async def front_of(
+    stack: AsyncExitStack, model: ScriptedModel | None = None, upstream: str | None = None, **settings: Any
+) -> Front:
     model = model or ScriptedModel(words=["Good day."])
-    upstream = await stack.enter_async_context(TestServer(model.application()))
-    sidecar = sidecar_of(20, str(upstream.make_url("")).rstrip("/"), **settings)
+    if upstream is None:
+        server = await stack.enter_async_context(TestServer(model.application()))
+        upstream = str(server.make_url("")).rstrip("/")
+    sidecar = sidecar_of(20, upstream, **settings)
     stack.push_async_callback(sidecar.close)
     server = await stack.enter_async_context(TestServer(sidecar.application()))
     session = await stack.enter_async_context(aiohttp.ClientSession())
@@ -237,8 +245,18 @@ async def test_only_chosen_clients_are_answered_where_the_operator_says_so(stack
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        (ASKED | {"stream": True}, "streaming is not served yet"),
+        (ASKED | {"stream": "yes"}, "'stream'"),
         (ASKED | {"n": 2}, "'n'"),
+        (ASKED | {"continue_final_message": True}, "together only"),
+        (ASKED | {"add_generation_prompt": False}, "together only"),
+        (ASKED | {"add_generation_prompt": True, "continue_final_message": True}, "'add_generation_prompt'"),
+        (ASKED | CONTINUED, "no message of the assistant's"),
+        (
+            ASKED
+            | CONTINUED
+            | {"messages": [{"role": "assistant", "content": "{"}], "response_format": {"type": "json_object"}},
+            "not continued",
+        ),
         (ASKED | {"chat_template": "{{ 1 }}"}, "'chat_template' is not taken"),
         (ASKED | {"vllm_xargs": {}}, "'vllm_xargs' is not taken"),
         (ASKED | {"max_tokens": 100_000}, "max_tokens is 100000"),
@@ -378,3 +396,67 @@ async def test_it_listens_on_loopback_unless_told_otherwise() -> None:
         port = await sidecar.bind()
         assert sidecar._runner is not None
         assert sidecar._runner.addresses == [("127.0.0.1", port)]
+
+
+async def test_the_receipt_of_a_nonce_can_be_fetched_again(front: Front) -> None:
+    answered = await front.ask(nonce="0x" + "ab" * 32)
+    async with front.session.get(f"{front.url}/v1/receipts/0x{'ab' * 32}") as response:
+        assert response.headers[RECEIPT_HEADER] == answered.headers[RECEIPT_HEADER]
+    async with front.session.get(f"{front.url}/v1/receipts/0x{'ac' * 32}") as response:
+        assert response.status == 404
+
+
+async def test_a_stream_that_fails_before_its_first_word_is_an_error_and_no_stream(stack: AsyncExitStack) -> None:
+    for broken in (b"", b"data: [DONE]\n\n", b'data: {"error": {"message": "no"}}\n\n', b"data: {}\n\n"):
+
+        async def answer(_: web.Request, broken: bytes = broken) -> web.Response:
+            return web.Response(body=broken, content_type="text/event-stream")
+
+        app = web.Application()
+        app.router.add_post(CHAT, answer)
+        server = await stack.enter_async_context(TestServer(app))
+        front = await front_of(stack, upstream=str(server.make_url("")).rstrip("/"))
+        answered = await front.ask(ASKED | {"stream": True})
+        assert (answered.status, RECEIPT_HEADER in answered.headers) == (502, False)
+        assert "talker failed" in answered.message
+
+
+class FullDisk:
+    """Keeps receipts while there is room."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.kept: list[SignedReceipt] = []
+
+    def keep(self, signed: SignedReceipt) -> None:
+        if len(self.kept) >= self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.kept.append(signed)
+
+
+async def test_on_a_full_disk_no_answer_is_given_away(stack: AsyncExitStack) -> None:
+    disk = FullDisk(room=1)
+    front = await front_of(stack, keep=disk.keep)
+    assert (await front.ask()).status == 200
+    refused = await front.ask()
+    assert (refused.status, refused.message) == (
+        503,
+        "receipts cannot be kept (No space left on device); come again later",
+    )
+    disk.room = 9
+    assert (await front.ask()).status == 200
+    assert len(disk.kept) == 2
+
+
+async def test_the_receipt_of_a_stream_that_filled_the_disk_is_kept_as_soon_as_there_is_room(
+    stack: AsyncExitStack,
+) -> None:
+    disk = FullDisk(room=0)
+    front = await front_of(stack, ScriptedModel(story="One two."), keep=disk.keep)
+    told = await front.ask(ASKED | {"stream": True})
+    assert told.body.endswith(b"data: [DONE]\n\n")
+    assert (await front.ask(ASKED | {"stream": True})).status == 503
+    assert len(front.model.asked) == 1
+    disk.room = 9
+    assert (await front.ask()).status == 200
+    assert [one.receipt.completion_tokens for one in disk.kept] == [3, 7]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from quorate.model.client import Answer, Attempt, Embedding, Limits, ModelClient, NoAnswer, Registry
+from quorate.model.call import Attempt, Declined, Limits, NoAnswer, Registry
+from quorate.model.client import Answer, Embedding, Forwarded, ModelClient
 from quorate.model.receipt import RECEIPT_HEADER, Receipt, SignedReceipt, hash_of
 from quorate.model.request import AUTH_HEADER, Authorization, ModelRequest, RequestSigner, WalletSigner
+from quorate.model.routing import Measured, Router
 from quorate.model.schema import Schema, parse_json
+from quorate.model.stream import Segment, Stream
 
 __all__ = [
     "AUTH_HEADER",
@@ -13,16 +16,22 @@ __all__ = [
     "Answer",
     "Attempt",
     "Authorization",
+    "Declined",
     "Embedding",
+    "Forwarded",
     "Limits",
+    "Measured",
     "ModelClient",
     "ModelRequest",
     "NoAnswer",
     "Receipt",
     "Registry",
     "RequestSigner",
+    "Router",
     "Schema",
+    "Segment",
     "SignedReceipt",
+    "Stream",
     "WalletSigner",
     "hash_of",
     "parse_json",

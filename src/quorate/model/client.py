@@ -8,113 +8,39 @@
   is kept and the next operator is asked; when all have failed, `NoAnswer` holds each reason.
 - What the receipt does not prove is that the model was really run (evaluations and audits are for that), so a caller
   weighs words by what the model was measured to be worth.
-- Everything that comes back is hostile: bounded in size and time, no redirect is followed, nothing is decompressed.
+- Everything that comes back is hostile (`quorate.model.call`). A stream is continued elsewhere where it breaks
+  (`quorate.model.stream`).
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
 import math
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, Literal, Protocol, Self, TypeVar, overload
-from urllib.parse import urlsplit
-
-import aiohttp
+from typing import Any, Generic, Self, TypeVar, overload
 
 from quorate.chain import Operator, Wallet
-from quorate.errors import ConfigError, Malformed, ModelError, NoOperator, Refused, TimedOut
-from quorate.model.receipt import RECEIPT_HEADER, Receipt, SignedReceipt, hash_of
-from quorate.model.request import AUTH_HEADER, Authorization, ModelRequest, RequestSigner, WalletSigner
+from quorate.errors import ConfigError, Malformed, ModelError, Refused
+from quorate.model.call import Attempt, Caller, Declined, Limits, NoAnswer, Registry
+from quorate.model.fields import CHAT, EMBEDDINGS, TASKS, is_structured
+from quorate.model.receipt import Receipt, SignedReceipt
+from quorate.model.request import RequestSigner, WalletSigner
+from quorate.model.routing import Router
 from quorate.model.schema import Schema, parse_json
+from quorate.model.stream import Continued, Segment, Stream, encoded
 from quorate.signatures import keccak
-from quorate.units import Address, Hash
+from quorate.units import Address
 
-__all__ = ["Answer", "Attempt", "Embedding", "HasChainId", "Limits", "ModelClient", "NoAnswer", "Registry"]
+__all__ = ["Answer", "Embedding", "Forwarded", "ModelClient"]
 
 T = TypeVar("T")
 Message = Mapping[str, Any]
 """One message of a chat as the OpenAI API has it: `role` and `content`."""
 
-CHAT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
-EMBEDDINGS: Literal["/v1/embeddings"] = "/v1/embeddings"
-_SHOWN = 160  # characters of an operator's own words in a reason
 _WARMER = 0.7  # a greedy model repeats a broken answer for ever: from the second try on, it samples
-
-
-class HasChainId(Protocol):
-    """A chain, as far as a receipt needs it."""
-
-    @property
-    def chain_id(self) -> int:
-        """As EIP-155 numbers it."""
-        ...
-
-
-class Registry(Protocol):
-    """Who serves models: `quorate.chain.OperatorRegistry`, or a script in unit tests."""
-
-    @property
-    def chain(self) -> HasChainId:
-        """Where the registry is."""
-        ...
-
-    @property
-    def address(self) -> Address:
-        """The registry's contract."""
-        ...
-
-    async def operators(self) -> Sequence[Operator]:
-        """The listed operators, paused ones too."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """How long and how much a client puts up with."""
-
-    timeout_s: float = 60
-    """For one answer of one operator, all included."""
-    connect_timeout_s: float = 5
-    most_answer_bytes: int = 4 * 1024 * 1024
-    passes: int = 2
-    """How often an operator is asked whose model broke the schema."""
-    clock_skew_s: int = 120
-
-    def __post_init__(self) -> None:
-        if not (self.timeout_s > 0 and self.connect_timeout_s > 0 and self.most_answer_bytes > 0 and self.passes > 0):
-            raise ConfigError(f"{self}: every limit must be above 0")
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """An operator that was asked, or passed over, and why nothing of it counted."""
-
-    operator: Address
-    error: ModelError
-
-    @property
-    def reason(self) -> str:
-        """What was wrong, in one sentence."""
-        return self.error.message
-
-
-class NoAnswer(NoOperator):
-    """No operator gave an answer that counts; `attempts` has each one's reason."""
-
-    def __init__(self, model: str, attempts: Sequence[Attempt]) -> None:
-        self.model = model
-        self.attempts = tuple(attempts)
-        reasons = "; ".join(f"{one.operator}: {one.reason}" for one in attempts)
-        message = f"no operator gave an answer of {model!r} that counts ({reasons})"
-        super().__init__(
-            message if attempts else f"no operator in the registry serves the model {model!r}",
-            fix="start an operator that serves it and has its stake in the registry" if not attempts else "",
-        )
 
 
 @dataclass(frozen=True)
@@ -163,8 +89,19 @@ class Embedding:
 
 
 @dataclass(frozen=True)
+class Forwarded:
+    """An operator's answer as it came, byte for byte, so that whoever it is passed on to can check the receipt."""
+
+    body: bytes
+    signed: SignedReceipt
+    attempts: tuple[Attempt, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
 class _Found(Generic[T]):
     content: T
+    body: bytes
     signed: SignedReceipt
     attempts: tuple[Attempt, ...]
     seconds: float
@@ -183,19 +120,20 @@ class ModelClient:
         now: Callable[[], float] = time.time,
         token: Callable[[], bytes] = lambda: secrets.token_bytes(32),
         asking: Callable[[Address, str], None] = lambda operator, model: None,
+        router: Router | None = None,
     ) -> None:
         """`model` is what `ask` uses. `now` and `token` are the clock and the source of nonces, for tests.
 
-        `asking` is told which operator is about to be asked for which model: whoever watches can say whom we wait for.
+        `router` orders the operators for each question; None: the order is drawn (see above). `asking` is told which
+        operator is about to be asked for which model: whoever watches can say whom we wait for.
         """
         self._registry = registry
         self._signer: RequestSigner = WalletSigner(signer) if isinstance(signer, Wallet) else signer
         self._model = model
         self._limits = limits or Limits()
-        self._now = now
         self._token = token
-        self._asking = asking
-        self._session: aiohttp.ClientSession | None = None
+        self._router = router
+        self._caller = Caller(registry, self._signer, self._limits, now=now, token=token, asking=asking, watch=router)
 
     async def __aenter__(self) -> Self:
         return self
@@ -207,9 +145,7 @@ class ModelClient:
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._caller.close()
 
     @overload
     async def chat(
@@ -254,26 +190,68 @@ class ModelClient:
         times of each, with another seed. Raises NoAnswer.
         """
         form: Schema[Any] | None = None if schema is None else Schema.of(schema)
-
-        def body(turn: int) -> dict[str, Any]:
-            asked: dict[str, Any] = {
-                "model": model,
-                "messages": list(messages),
-                "max_tokens": max_tokens,
-                "temperature": temperature if turn == 0 else max(temperature, _WARMER),
-                "seed": seed + turn,
-            }
-            if stop:
-                asked["stop"] = list(stop)
-            return asked if form is None else asked | {"response_format": form.response_format()}
+        asked = _chat(messages, form, model=model, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop)
 
         def read(raw: Any) -> tuple[str, Any]:
             text = _text_of(raw, complete=form is not None)
             return text, None if form is None else form.parse(text)
 
-        found = await self._find(CHAT, model, body, read)
+        found = await self._find(CHAT, model, lambda turn: _varied(asked, turn), read)
         text, value = found.content
         return Answer(text, value, *found.signed, found.attempts, found.seconds)
+
+    def stream(
+        self,
+        messages: Sequence[Message],
+        schema: type[Any] | Schema[Any] | Mapping[str, Any] | None = None,
+        *,
+        model: str,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+    ) -> Stream:
+        """The next message of a chat while it is made; see `Stream`. With a `schema` it comes in one piece, that holds
+        it.
+        """
+        form = None if schema is None else Schema.of(schema)
+        asked = _chat(messages, form, model=model, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop)
+        return self.forward_stream(asked, max_tokens)
+
+    async def forward(self, path: str, asked: Mapping[str, Any]) -> Forwarded:
+        """The answer to a request of the OpenAI API that names its model; raises NoAnswer.
+
+        For whoever passes on others' requests: check them by `quorate.model.fields.fault_in` before.
+        """
+        check = _text_check(asked) if TASKS[path] == "chat" else _vectors_check(asked)
+        found = await self._find(path, str(asked["model"]), lambda turn: _varied(asked, turn), check)
+        return Forwarded(found.body, found.signed, found.attempts, found.seconds)
+
+    def forward_stream(self, asked: Mapping[str, Any], max_tokens: int) -> Stream:
+        """The same for a chat, as a stream of at most `max_tokens`, whatever else the request says of that."""
+        model = str(asked["model"])
+        if is_structured(asked):
+            whole = {name: value for name, value in asked.items() if name != "max_completion_tokens"}
+            return Stream(
+                model, lambda into: self._in_one_piece(whole | {"max_tokens": max_tokens, "stream": False}, into)
+            )
+
+        async def candidates() -> tuple[list[Operator], list[Attempt]]:
+            return await self._candidates(model)
+
+        return Stream(model, Continued(self._caller, candidates, asked, max_tokens, self._limits).texts)
+
+    async def _in_one_piece(self, asked: Mapping[str, Any], into: Stream) -> AsyncGenerator[str]:
+        def read(raw: Any) -> tuple[str, str]:
+            check(raw)
+            return _text_of(raw, complete=False), str(raw["choices"][0]["finish_reason"])
+
+        check = _text_check(asked)
+        found = await self._find(CHAT, into.model, lambda turn: _varied(asked, turn), read)
+        into.attempts += found.attempts
+        text, into.finish = found.content
+        into.segments.append(Segment(text, found.signed))
+        yield text
 
     @overload
     async def ask(self, prompt: str, schema: type[T], *, model: str | None = None, max_tokens: int = ...) -> T: ...
@@ -303,17 +281,19 @@ class ModelClient:
         self, path: str, model: str, body: Callable[[int], dict[str, Any]], read: Callable[[Any], T]
     ) -> _Found[T]:
         """The first content that counts; `body(turn)` is what is asked in the turn, `read` raises Malformed."""
-        candidates, attempts = _candidates(await self._registry.operators(), model)
-        draw = self._token()
-        candidates.sort(key=lambda one: keccak(_word(self._signer.address) + draw + _word(one.account)))
+        candidates, attempts = await self._candidates(model)
+        refused = 0
         for turn in range(self._limits.passes):
-            question = json.dumps(body(turn), ensure_ascii=False, separators=(",", ":")).encode()
+            question = encoded(body(turn))
             again: list[Operator] = []
             for operator in candidates:
                 try:
-                    signed, answer, seconds = await self._ask(operator, path, model, question)
+                    signed, answer, seconds = await self._caller.whole(operator, path, model, question)
                 except ModelError as error:
                     attempts.append(Attempt(operator.account, error))
+                    refused += isinstance(error, Declined) and error.blames_request
+                    if refused == self._limits.refusals:
+                        raise NoAnswer(model, attempts) from None
                     continue
                 try:
                     content = read(parse_json(answer, "the response"))
@@ -321,100 +301,47 @@ class ModelClient:
                     attempts.append(Attempt(operator.account, error))
                     again.append(operator)
                     continue
-                return _Found(content, signed, tuple(attempts), seconds)
+                return _Found(content, answer, signed, tuple(attempts), seconds)
             candidates = again
         raise NoAnswer(model, attempts)
 
-    async def _ask(
-        self, operator: Operator, path: str, model: str, question: bytes
-    ) -> tuple[SignedReceipt, bytes, float]:
-        """One operator's answer with a receipt that holds; raises Refused, TimedOut or Malformed."""
-        url = _url_of(operator.endpoint, path)
-        request = ModelRequest(
-            chain_id=self._registry.chain.chain_id,
-            registry=self._registry.address,
-            operator=operator.account,
-            path=path,
-            body_hash=hash_of(question),
-            time=int(self._now()),
-            nonce=Hash("0x" + self._token().hex()),
-        )
-        signature = await self._signer.sign_request(request)
-        who = Authorization(self._signer.address, request.time, request.nonce, signature)
-        self._asking(operator.account, model)
-        began = time.monotonic()
-        header, answer = await self._post(url, question, {AUTH_HEADER: who.header()})
-        signed = SignedReceipt.from_header(header)
-        self._check(signed, operator, model, request, answer)
-        return signed, answer, time.monotonic() - began
+    async def _candidates(self, model: str) -> tuple[list[Operator], list[Attempt]]:
+        """The operators to ask for `model`, in order, and those that serve it but are passed over."""
+        found, passed = _candidates(await self._registry.operators(), model)
+        if self._router is not None:
+            return self._router.order(found), passed
+        draw = self._token()
+        found.sort(key=lambda one: keccak(_word(self._signer.address) + draw + _word(one.account)))
+        return found, passed
 
-    async def _post(self, url: str, question: bytes, headers: dict[str, str]) -> tuple[str, bytes]:
-        """The receipt's header and the body of a 200 answer."""
-        limits = self._limits
-        try:
-            async with (
-                asyncio.timeout(limits.timeout_s),
-                self._http().post(
-                    url,
-                    data=question,
-                    headers=headers | {"Content-Type": "application/json", "Accept-Encoding": "identity"},
-                    allow_redirects=False,
-                ) as response,
-            ):
-                body = await _bounded(response, limits.most_answer_bytes)
-                if 300 <= response.status < 400:
-                    raise Refused("it redirects elsewhere, which is never followed")
-                if response.status != 200:
-                    raise Refused(f"it answered HTTP {response.status}: {_words_of(body)}")
-                if response.headers.get("Content-Encoding", "identity") != "identity":
-                    raise Malformed("its answer is compressed, which was not asked for")
-                header = response.headers.getall(RECEIPT_HEADER, [])
-                if len(header) != 1:
-                    raise Malformed(f"its answer has {len(header)} receipts; expected one")
-                return header[0], body
-        except TimeoutError:
-            raise TimedOut(f"it gave no whole answer in {limits.timeout_s:g} s") from None
-        except aiohttp.ClientError as error:
-            raise Refused(f"it cannot be reached: {str(error) or type(error).__name__}") from None
 
-    def _check(
-        self, signed: SignedReceipt, operator: Operator, model: str, request: ModelRequest, answer: bytes
-    ) -> None:
-        """Raises Malformed for the first thing about the receipt that does not hold."""
-        receipt = signed.receipt
-        served = operator.model(model)
-        if served is None:
-            raise AssertionError(f"{operator.account} was asked for {model}, which it does not serve")
-        expected: dict[str, object] = {
-            "chain_id": request.chain_id,
-            "registry": request.registry,
-            "operator": operator.account,
-            "client": self._signer.address,
-            "model": model,
-            "manifest_hash": served.manifest_hash,
-            "request_hash": request.body_hash,
-            "answer_hash": hash_of(answer),
-            "nonce": request.nonce,
-        }
-        for name, value in expected.items():
-            if (found := getattr(receipt, name)) != value:
-                raise Malformed(f"its receipt has {name} {found!r}; expected {value!r}")
-        if abs(receipt.issued_at - self._now()) > self._limits.clock_skew_s:
-            raise Malformed(f"its receipt is dated {receipt.issued_at}; our clock says {int(self._now())}")
-        signer = signed.signer
-        if signer != operator.key:
-            raise Malformed(f"its receipt is signed by {signer or 'nobody'}; its registered key is {operator.key}")
-        counted = _usage_of(parse_json(answer, "the response"))
-        if counted != (receipt.prompt_tokens, receipt.completion_tokens):
-            raise Malformed(f"its receipt counts other tokens than its answer, which says {counted}")
+def _chat(
+    messages: Sequence[Message],
+    form: Schema[Any] | None,
+    *,
+    model: str,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    stop: Sequence[str],
+) -> dict[str, Any]:
+    asked: dict[str, Any] = {
+        "model": model,
+        "messages": list(messages),
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "seed": seed,
+    }
+    if stop:
+        asked["stop"] = list(stop)
+    return asked if form is None else asked | {"response_format": form.response_format()}
 
-    def _http(self) -> aiohttp.ClientSession:
-        if self._session is None or self._session.closed:
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._limits.connect_timeout_s)
-            self._session = aiohttp.ClientSession(
-                timeout=timeout, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
-            )
-        return self._session
+
+def _varied(asked: Mapping[str, Any], turn: int) -> dict[str, Any]:
+    """The request for a later turn: with another seed, and sampled."""
+    if turn == 0 or "messages" not in asked:
+        return dict(asked)
+    return {**asked, "temperature": max(asked.get("temperature", 1.0), _WARMER), "seed": asked.get("seed", 0) + turn}
 
 
 def _candidates(operators: Sequence[Operator], model: str) -> tuple[list[Operator], list[Attempt]]:
@@ -430,36 +357,36 @@ def _not_active(operator: Operator) -> str | None:
     return "it is paused" if operator.paused else None
 
 
-def _url_of(endpoint: str, path: str) -> str:
-    """Where an operator is asked; its endpoint is its own text, so only a plain HTTP address is taken."""
-    try:
-        parts = urlsplit(endpoint)
-        port = parts.port
-    except ValueError:
-        raise Refused(f"its endpoint {endpoint[:_SHOWN]!r} is no address") from None
-    plain = parts.scheme in ("http", "https") and parts.hostname and not (parts.username or parts.password)
-    if not plain or parts.query or parts.fragment or port == 0:
-        raise Refused(f"its endpoint {endpoint[:_SHOWN]!r} is no plain http or https address")
-    return endpoint.rstrip("/") + path
+def _text_check(asked: Mapping[str, Any]) -> Callable[[Any], None]:
+    """Raises Malformed for a response without a text, or with one that ended by itself and is not the JSON asked for.
+
+    A schema that says more than we can check is the operator's to hold; its answers are JSON at least.
+    """
+    form: Schema[Any] | None = None
+    if asked.get("response_format", {}).get("type") == "json_schema":
+        try:
+            form = Schema.of(asked["response_format"]["json_schema"]["schema"])
+        except (ConfigError, KeyError, TypeError, AttributeError):
+            form = None
+
+    def check(raw: Any) -> None:
+        text = _text_of(raw, complete=False)
+        if is_structured(asked) and raw["choices"][0]["finish_reason"] == "stop":
+            if form is None:
+                parse_json(text, "the answer")
+            else:
+                form.parse(text)
+
+    return check
 
 
-async def _bounded(response: aiohttp.ClientResponse, most: int) -> bytes:
-    body = bytearray()
-    async for chunk in response.content.iter_chunked(65536):
-        body += chunk
-        if len(body) > most:
-            response.close()
-            raise Malformed(f"its answer is longer than {most} bytes")
-    return bytes(body)
+def _vectors_check(asked: Mapping[str, Any]) -> Callable[[Any], None]:
+    count = 1 if isinstance(asked["input"], str) else len(asked["input"])
 
+    def check(raw: Any) -> None:
+        _vectors_of(raw, count)
 
-def _words_of(body: bytes) -> str:
-    """What an error answer says, cut short: hostile text, shown with escapes."""
-    try:
-        message = parse_json(body, "the error")["error"]["message"]
-    except (Malformed, KeyError, TypeError):
-        message = body.decode(errors="replace")
-    return repr(str(message)[:_SHOWN])
+    return check
 
 
 def _text_of(raw: Any, *, complete: bool) -> str:
@@ -492,15 +419,6 @@ def _vectors_of(raw: Any, count: int) -> tuple[tuple[float, ...], ...]:
     if not all(math.isfinite(x) for vector in vectors for x in vector):
         raise Malformed("an embedding holds a number that is not finite")
     return vectors
-
-
-def _usage_of(raw: Any) -> tuple[int, int]:
-    """Prompt and completion tokens as the answer states them."""
-    try:
-        usage = raw["usage"]
-        return int(usage["prompt_tokens"]), int(usage.get("completion_tokens") or 0)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise Malformed("the response does not state its usage") from None
 
 
 def _word(address: Address) -> bytes:

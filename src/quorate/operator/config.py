@@ -104,7 +104,13 @@ class LimitsConfig:
     inputs: int = 64
     """Most texts of one embeddings request."""
     timeout_s: float = 120
-    """For the model's answer."""
+    """For the model's answer, a stream's end included."""
+    gap_s: float = 30
+    """Longest silence of the model in a stream."""
+    receipt_tokens: int = 16
+    """A stream has a receipt after as many tokens at the latest; what a client has without one is given away."""
+    receipt_s: float = 0.25
+    """And after as many seconds, if there was text."""
     clock_skew_s: int = 60
     """How far a request's time may be from ours; its nonce is remembered that long."""
     at_once: int = 32

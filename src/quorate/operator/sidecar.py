@@ -2,22 +2,25 @@
 
 - A request is signed by its client (`quorate.model.ModelRequest`): absent, stale, replayed and foreign ones are refused
   before anything is spent on them. After a restart nothing signed earlier is taken, so no nonce needs to be kept.
-- Only fields that we know reach the model server: no chat template, no image to fetch, no engine option from outside.
-- Two paths answer with a receipt: /v1/chat/completions and /v1/embeddings. /v1/models and /health are open to all.
+- Only fields that we know reach the model server (`quorate.model.fields`).
+- Two paths answer with a receipt: /v1/chat/completions, also as a stream, and /v1/embeddings. /v1/models and /health
+  are open to all; /v1/receipts/NONCE has the last receipt of a request for whoever knows its nonce.
 - An error is OpenAI's form of one and has no receipt; nobody pays for it, and nothing of it counts.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import errno
 import json
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import aiohttp
 from aiohttp import web
@@ -34,60 +37,18 @@ from quorate.model import (
     hash_of,
     parse_json,
 )
+from quorate.model.fields import CHAT, EMBEDDINGS, TASKS, Task, fault_in
+from quorate.model.sse import Tally
 from quorate.nesting import load_json
 from quorate.operator.config import LimitsConfig
+from quorate.operator.relay import Broken, Relay
 from quorate.units import Address, Hash
 
 __all__ = ["Identity", "Sidecar", "Upstream"]
 
-CHAT = "/v1/chat/completions"
-EMBEDDINGS = "/v1/embeddings"
-_PATHS: Mapping[str, Literal["chat", "embedding"]] = {CHAT: "chat", EMBEDDINGS: "embedding"}
 _MOST_NONCES = 100_000
+_MOST_RECEIPTS = 10_000
 _HEALTH_TIMEOUT_S = 5
-
-_Check = Callable[[Any], bool]
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float)
-
-
-_CHAT_FIELDS: Mapping[str, _Check] = {
-    "model": lambda v: isinstance(v, str),
-    "messages": lambda v: isinstance(v, list) and 0 < len(v) <= 256 and all(_is_message(one) for one in v),
-    "max_tokens": lambda v: type(v) is int and v > 0,
-    "max_completion_tokens": lambda v: type(v) is int and v > 0,
-    "temperature": lambda v: _is_number(v) and 0 <= v <= 2,
-    "top_p": lambda v: _is_number(v) and 0 < v <= 1,
-    "seed": lambda v: type(v) is int and 0 <= v < 2**63,
-    "stop": lambda v: (
-        isinstance(v, str) or (isinstance(v, list) and len(v) <= 8 and all(isinstance(s, str) for s in v))
-    ),
-    "n": lambda v: v == 1 and type(v) is int,
-    "stream": lambda v: v is False,
-    "response_format": lambda v: isinstance(v, dict) and v.get("type") in ("text", "json_object", "json_schema"),
-    "user": lambda v: isinstance(v, str),
-}
-_EMBEDDING_FIELDS: Mapping[str, _Check] = {
-    "model": lambda v: isinstance(v, str),
-    "input": lambda v: (
-        isinstance(v, str) or (isinstance(v, list) and all(isinstance(one, str) for one in v) and v != [])
-    ),
-    "encoding_format": lambda v: v == "float",
-    "user": lambda v: isinstance(v, str),
-}
-
-
-def _is_message(value: object) -> bool:
-    """Plain text only: a content part could name an image, which the model server would fetch."""
-    return (
-        isinstance(value, dict)
-        and value.keys() <= {"role", "content", "name"}
-        and value.get("role") in ("system", "user", "assistant")
-        and isinstance(value.get("content"), str)
-        and isinstance(value.get("name", ""), str)
-    )
 
 
 @dataclass(frozen=True)
@@ -95,7 +56,7 @@ class Upstream:
     """A model and the server that runs it: by a URL, or by a unix socket."""
 
     model: Model
-    task: Literal["chat", "embedding"]
+    task: Task
     url: str
     """Without /v1; only its path counts if `socket` is given."""
     socket: Path | None = None
@@ -130,8 +91,13 @@ class Sidecar:
         limits: LimitsConfig | None = None,
         clients: Sequence[Address] | None = None,
         now: Callable[[], float] = time.time,
+        keep: Callable[[SignedReceipt], None] = lambda receipt: None,
     ) -> None:
-        """`clients`: who may ask, None = whoever signs. `now` is the clock, for tests."""
+        """`clients`: who may ask, None = whoever signs. `now` is the clock, for tests.
+
+        `keep` is given each answer's receipt, a stream's last one, also where the client did not stay for it: what the
+        operator wants to be paid by. An answer whose receipt it cannot keep is not given.
+        """
         self._identity = identity
         self._limits = limits or LimitsConfig()
         self._clients = None if clients is None else frozenset(clients)
@@ -141,6 +107,9 @@ class Sidecar:
         self._upstreams: dict[str, Upstream] = {}
         self._sessions: dict[str, aiohttp.ClientSession] = {}
         self._in_progress = 0
+        self._keep = keep
+        self._unkept: list[SignedReceipt] = []
+        self._receipts: OrderedDict[Hash, SignedReceipt] = OrderedDict()
         self._runner: web.AppRunner | None = None
 
     async def __aenter__(self) -> Self:
@@ -153,7 +122,7 @@ class Sidecar:
 
     async def bind(self, host: str = "127.0.0.1", port: int = 0) -> int:
         """Listen, answering 503 until `serve`; returns the port. Raises SetupError where the port is taken."""
-        runner = web.AppRunner(self.application(), access_log=None, shutdown_timeout=2)
+        runner = web.AppRunner(self.application(), access_log=None, shutdown_timeout=2, handler_cancellation=True)
         await runner.setup()
         try:
             await web.TCPSite(runner, host, port).start()
@@ -193,6 +162,7 @@ class Sidecar:
         app.router.add_post(CHAT, self._answer)
         app.router.add_post(EMBEDDINGS, self._answer)
         app.router.add_get("/v1/models", self._list_models)
+        app.router.add_get("/v1/receipts/{nonce}", self._show_receipt)
         app.router.add_get("/health", self._health)
         return app
 
@@ -223,20 +193,63 @@ class Sidecar:
         except (aiohttp.ClientError, TimeoutError):
             return False
 
-    async def _answer(self, request: web.Request) -> web.Response:
+    async def _show_receipt(self, request: web.Request) -> web.Response:
+        signed = self._receipts.get(Hash(request.match_info["nonce"]))
+        if signed is None:
+            raise _Declined(404, "no receipt of this nonce is known; the newest are kept until this operator ends")
+        return web.json_response(
+            {"receipt": signed.receipt.as_json(), "signature": "0x" + signed.signature.hex()},
+            headers={RECEIPT_HEADER: signed.header()},
+        )
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
         """One paid answer: who asks, what, the model's words, the receipt."""
         if self._in_progress >= self._limits.at_once:
             raise _Declined(503, f"{self._in_progress} requests are in progress; come again later")
+        self._keep_rest()
         self._in_progress += 1
         try:
             who, asked = await self._authorised(request)
             upstream = self._upstream_of(request.path, asked)
             forwarded = _forwarded(asked, upstream.task, self._limits)
+            request_hash = hash_of(await request.read())
+            if asked.get("stream"):
+                return await self._stream(request, upstream, forwarded, who, request_hash)
             answer = await self._forward(upstream, request.path, forwarded)
-            receipt = self._receipt(who, upstream, hash_of(await request.read()), answer)
+            counts = _usage_of(answer, upstream.model.name)
+            receipt = self._receipt(who, upstream, request_hash, hash_of(answer), *counts)
+            self._keep_receipt(receipt)
+            return web.Response(
+                body=answer, content_type="application/json", headers={RECEIPT_HEADER: receipt.header()}
+            )
         finally:
             self._in_progress -= 1
-        return web.Response(body=answer, content_type="application/json", headers={RECEIPT_HEADER: receipt.header()})
+
+    async def _stream(
+        self, request: web.Request, upstream: Upstream, forwarded: bytes, who: Authorization, request_hash: Hash
+    ) -> web.StreamResponse:
+        """The answer as it is made. A connection that is left before its end is closed: the model's work ends, too."""
+
+        def sign(tally: Tally) -> SignedReceipt:
+            return self._receipt(who, upstream, request_hash, tally.hash, tally.prompt_tokens, tally.completion_tokens)
+
+        relay = Relay(sign, self._limits)
+        async with self._asking(upstream, CHAT, forwarded, aiohttp.ClientTimeout(total=None)) as model:
+            try:
+                source = await relay.first(model)
+                response = web.StreamResponse(
+                    headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
+                )
+                await response.prepare(request)
+                await relay.run(source, response)
+            except Broken as error:
+                raise _Declined(502, f"{upstream.model.name} failed: {error}") from None
+            finally:
+                if relay.receipt is not None:
+                    self._unkept.append(relay.receipt)
+                    with contextlib.suppress(_Declined):  # the next request meets it, and is declined
+                        self._keep_rest()
+        return response
 
     async def _authorised(self, request: web.Request) -> tuple[Authorization, dict[str, Any]]:
         """Who asks, and the request's body; a nonce is spent only by a request that is signed."""
@@ -298,32 +311,49 @@ class Sidecar:
         upstream = self._upstreams.get(str(asked.get("model")))
         if upstream is None:
             raise _Declined(404, f"there is no model {str(asked.get('model'))[:80]!r}; see /v1/models")
-        if upstream.task != _PATHS[path]:
+        if upstream.task != TASKS[path]:
             raise _Declined(400, f"{upstream.model.name} answers {_path_of(upstream.task)}, not {path}")
         return upstream
 
     async def _forward(self, upstream: Upstream, path: str, body: bytes) -> bytes:
-        """The model server's answer, whole; a fault of the client's stays one, any other is ours."""
-        name = upstream.model.name
-        timeout = aiohttp.ClientTimeout(total=self._limits.timeout_s)
+        """The model server's answer, whole."""
+        async with self._asking(upstream, path, body, aiohttp.ClientTimeout(total=self._limits.timeout_s)) as response:
+            return await _bounded(response, self._limits.answer_bytes)
+
+    @contextlib.asynccontextmanager
+    async def _asking(
+        self, upstream: Upstream, path: str, body: bytes, timeout: aiohttp.ClientTimeout
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The model server's response of status 200; a fault of the client's stays one, any other is ours."""
+        name, limits = upstream.model.name, self._limits
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         try:
-            async with self._sessions[name].post(
-                upstream.url + path, data=body, headers=headers, timeout=timeout, allow_redirects=False
-            ) as response:
-                answer = await _bounded(response, self._limits.answer_bytes)
+            async with asyncio.timeout(limits.timeout_s) as opening:
+                response = await self._sessions[name].post(
+                    upstream.url + path, data=body, headers=headers, timeout=timeout, allow_redirects=False
+                )
+                opening.reschedule(None)
+            async with response:
                 if response.status in (400, 422):
-                    raise _Declined(400, f"{name} refused the request: {_message_of(answer)}")
+                    words = _message_of(await _bounded(response, limits.answer_bytes))
+                    raise _Declined(400, f"{name} refused the request: {words}")
                 if response.status != 200:
                     raise _Declined(502, f"{name} failed with HTTP {response.status}")
-                return answer
+                yield response
         except TimeoutError:
-            raise _Declined(504, f"{name} gave no answer in {self._limits.timeout_s:g} s") from None
+            raise _Declined(504, f"{name} gave no answer in {limits.timeout_s:g} s") from None
         except aiohttp.ClientError as error:
             raise _Declined(502, f"{name} cannot be reached ({type(error).__name__})") from None
 
-    def _receipt(self, who: Authorization, upstream: Upstream, request_hash: Hash, answer: bytes) -> SignedReceipt:
-        prompt_tokens, completion_tokens = _usage_of(answer, upstream.model.name)
+    def _receipt(
+        self,
+        who: Authorization,
+        upstream: Upstream,
+        request_hash: Hash,
+        answer_hash: Hash,
+        prompt_tokens: int,
+        completion_tokens: int,
+    ) -> SignedReceipt:
         receipt = Receipt(
             chain_id=self._identity.chain_id,
             registry=self._identity.registry,
@@ -332,7 +362,7 @@ class Sidecar:
             model=upstream.model.name,
             manifest_hash=upstream.model.manifest_hash,
             request_hash=request_hash,
-            answer_hash=hash_of(answer),
+            answer_hash=answer_hash,
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
             issued_at=int(self._now()),
@@ -340,20 +370,27 @@ class Sidecar:
         )
         return SignedReceipt(receipt, self._identity.key.sign_digest(receipt.digest()))
 
+    def _keep_receipt(self, signed: SignedReceipt) -> None:
+        """Raises _Declined where it cannot be kept: no answer leaves that nobody would be paid for."""
+        try:
+            self._keep(signed)
+        except OSError as error:
+            raise _Declined(503, f"receipts cannot be kept ({error.strerror}); come again later") from None
+        self._receipts[signed.receipt.nonce] = signed
+        while len(self._receipts) > _MOST_RECEIPTS:
+            self._receipts.popitem(last=False)
 
-def _forwarded(asked: dict[str, Any], task: Literal["chat", "embedding"], limits: LimitsConfig) -> bytes:
+    def _keep_rest(self) -> None:
+        """The receipts of streams that could not be kept when they ended; until they are, nothing new is answered."""
+        while self._unkept:
+            self._keep_receipt(self._unkept[0])
+            del self._unkept[0]
+
+
+def _forwarded(asked: dict[str, Any], task: Task, limits: LimitsConfig) -> bytes:
     """The request as the model server gets it; raises _Declined for what is unknown, wrong or too much."""
-    if asked.get("stream") not in (None, False):
-        raise _Declined(400, "streaming is not served yet: leave stream out")
-    known = _CHAT_FIELDS if task == "chat" else _EMBEDDING_FIELDS
-    for name, value in asked.items():
-        if name not in known:
-            raise _Declined(400, f"the field {name[:80]!r} is not taken here; these are: {', '.join(known)}")
-        if not known[name](value):
-            raise _Declined(400, f"the field {name!r} has a value that is not taken here")
-    needed = "messages" if task == "chat" else "input"
-    if needed not in asked:
-        raise _Declined(400, f"the request has no {needed!r}")
+    if fault := fault_in(asked, task):
+        raise _Declined(400, fault.message)
     sent = {name: value for name, value in asked.items() if name != "user"}
     if task == "embedding":
         if isinstance(sent["input"], list) and len(sent["input"]) > limits.inputs:
@@ -363,6 +400,8 @@ def _forwarded(asked: dict[str, Any], task: Literal["chat", "embedding"], limits
         if wanted > limits.max_tokens:
             raise _Declined(400, f"max_tokens is {wanted}; at most {limits.max_tokens} are taken")
         sent["max_tokens"] = wanted
+    if sent.get("stream"):
+        sent["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
     return json.dumps(sent, ensure_ascii=False).encode()
 
 
@@ -413,4 +452,4 @@ def _message_of(answer: bytes) -> str:
 
 
 def _path_of(task: str) -> str:
-    return next(path for path, one in _PATHS.items() if one == task)
+    return next(path for path, one in TASKS.items() if one == task)
