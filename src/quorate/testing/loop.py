@@ -7,15 +7,21 @@ sockets, no signals and, with `AtOnce` as executor, no threads.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from contextvars import Context, copy_context
+from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 from quorate.errors import QuorateError
 
 __all__ = ["AtOnce", "Stuck", "VirtualLoop", "run_virtual"]
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+_RESOLUTION_S = 1e-9
 _PASS_LIMIT = 500_000  # of the loop in one run; an ordinary seed takes 4,000
 _SPIN_LIMIT = 200_000  # passes of the loop without time moving: somebody waits in a busy loop
 
@@ -37,35 +43,41 @@ class AtOnce(ThreadPoolExecutor):
         return future
 
 
-class _NoSelector:
-    """Takes the selector's place: where a real one would wait for sockets, the clock is moved to the next timer."""
+class _Soon(asyncio.Handle):
+    """As asyncio's own, made in a third of the time: thousands run in each simulated second."""
 
-    def __init__(self, loop: VirtualLoop) -> None:
-        self._loop = loop
-        self._spins = self._passes = 0
+    __slots__ = ()
 
-    def select(self, timeout: float | None) -> tuple[()]:
-        if timeout is None:
-            raise Stuck("nothing can happen any more: everybody waits for somebody else")
-        self._spins += 1
-        self._passes += 1
-        if self._passes > _PASS_LIMIT:
-            raise Stuck(f"after {self._loop.time():.3f} s there is still no end")
-        if timeout > 0:
-            self._spins = 0
-            self._loop.move_to_next_timer()
-        elif self._spins > _SPIN_LIMIT:
-            raise Stuck(f"time stands still at {self._loop.time():.3f} s: something runs without ever waiting")
-        return ()
+    def __init__(
+        self, callback: Callable[..., object], args: Sequence[Any], loop: VirtualLoop, context: Context | None
+    ) -> None:
+        self._callback, self._args, self._loop = callback, args, loop
+        self._context = copy_context() if context is None else context
+        self._cancelled, self._repr, self._source_traceback = False, None, None
+
+
+class _Timer(asyncio.TimerHandle, _Soon):
+    __slots__ = ()
+
+    def __init__(self, when: float, *arguments: Any) -> None:
+        _Soon.__init__(self, *arguments)
+        self._when, self._scheduled = when, True
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
-    """asyncio's own loop on a virtual clock that begins at 0."""
+    """asyncio's loop on a virtual clock that begins at 0. When all that is ready has run, time jumps to the next timer.
+
+    Timers that are due at one moment run in the order in which they were set.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._now = 0.0
-        self._selector = _NoSelector(self)
+        self._ready: deque[asyncio.Handle] = deque()
+        self._timers: list[tuple[float, int, _Timer]] = []
+        self._order = itertools.count()
+        self._spins = self._passes = 0
+        self._selector = None
         self.set_default_executor(AtOnce(1))
 
     def time(self) -> float:
@@ -74,18 +86,51 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def refresh(self) -> None:
         """Count passes anew: what is left has to be swept up."""
-        self._selector = _NoSelector(self)
+        self._spins = self._passes = 0
 
-    def move_to_next_timer(self) -> None:
-        """Let time pass until the first timer is due."""
-        scheduled: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]  # asyncio's heap of timers
-        self._now = max(self._now, scheduled[0].when())
+    def call_soon(
+        self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.Handle:
+        """As asyncio has it."""
+        handle = _Soon(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
 
-    def _process_events(self, events: tuple[()]) -> None:
-        """There are none."""
+    def call_at(
+        self, when: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """As asyncio has it."""
+        timer = _Timer(when, callback, args, self, context)
+        heapq.heappush(self._timers, (when, next(self._order), timer))
+        return timer
 
-    def _write_to_self(self) -> None:
-        """Nobody sleeps in a selector that would have to be woken."""
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """It is thrown away when its time comes."""
+
+    def _run_once(self) -> None:
+        """One pass, as asyncio's own makes it: what was ready when it began, and the timers that are due."""
+        ready, timers = self._ready, self._timers
+        while timers and timers[0][2]._cancelled:
+            heapq.heappop(timers)
+        self._passes += 1
+        if self._passes > _PASS_LIMIT:
+            raise Stuck(f"after {self._now:.3f} s there is still no end")
+        if ready or self._stopping:  # type: ignore[attr-defined]  # asyncio's own
+            self._spins += 1
+            if self._spins > _SPIN_LIMIT:
+                raise Stuck(f"time stands still at {self._now:.3f} s: something runs without ever waiting")
+        elif timers:
+            self._spins = 0
+            self._now = max(self._now, timers[0][0])
+        else:
+            raise Stuck("nothing can happen any more: everybody waits for somebody else")
+        end = self._now + _RESOLUTION_S
+        while timers and timers[0][0] < end:
+            ready.append(heapq.heappop(timers)[2])
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if not handle._cancelled:
+                handle._run()
 
 
 def run_virtual(work: Coroutine[Any, Any, T]) -> T:
