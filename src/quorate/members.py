@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol, TypeVar
 
 from quorate.errors import ConfigError
@@ -79,7 +80,7 @@ class Member:
         signature = signer.sign_digest(binding_digest(chain_id, identity.validator_key, identity.node_id))
         return Member(signer.address, identity.validator_key.hex(), identity.node_id, signature.hex())
 
-    @property
+    @cached_property
     def validator_address(self) -> str:
         """How CometBFT names the validator in a commit: upper-case hex."""
         return hashlib.sha256(bytes.fromhex(self.validator_key)).hexdigest()[:40].upper()

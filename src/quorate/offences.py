@@ -19,9 +19,10 @@ The rules that hold here:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, TypeVar
 
-from quorate.fsm import Period, State, keep
+from quorate.fsm import Period, State, codec, keep
 from quorate.units import Address, Blocks, Hash, Height, PeriodNumber, RoundNumber, Rounds
 
 __all__ = [
@@ -90,6 +91,11 @@ class Offences:
     """In the order in which they were recorded."""
     counts: tuple[tuple[Address, OffenceKind, int], ...] = ()
     """Sorted by member and kind."""
+
+    @cached_property
+    def encoding(self) -> bytes:
+        """In canonical JSON; made once, for every block needs it."""
+        return codec.encode(self)
 
     def plus(self, offence: Offence) -> Offences:
         """This record and `offence`; what is beyond the bounds is dropped, oldest first."""

@@ -93,7 +93,8 @@ def _another_state(fields: list[Any], rng: random.Random) -> bytes:
         fields = mutate_json(fields, rng)
     if not isinstance(fields, list):
         return json.dumps(fields).encode()
-    return json.dumps([*fields, _checksum(fields)], separators=(",", ":")).encode()
+    checksum = _checksum(json.dumps(fields, separators=(",", ":")))
+    return json.dumps([*fields, checksum], separators=(",", ":")).encode()
 
 
 def mutate_wire(data: bytes, rng: random.Random) -> bytes | None:

@@ -495,6 +495,7 @@ class ServiceApp(Application):
         """Believe the members of the committed state."""
         validators = by_validator(self.members, self._replica.turnover)
         self._by_validator = validators
+        self._owners = {validator: member.address for validator, member in validators.items()}
         self._roll = Roll(self.genesis.chain_id, {member.address for member in validators.values()}, self._hear)
 
     def _change_members(self, before: Replica) -> None:
@@ -529,9 +530,8 @@ class ServiceApp(Application):
         time_ms = request.time.ToNanoseconds() // 1_000_000
         txs = tuple(map(self._read, request.txs))
         convicted = tuple(one.validator.address.hex().upper() for one in request.misbehavior)
-        owners = {validator: member.address for validator, member in self._by_validator.items()}
         return Block(
-            request.height, time_ms, txs, tuple(absent), tuple(present), convicted, bytes(request.hash), owners
+            request.height, time_ms, txs, tuple(absent), tuple(present), convicted, bytes(request.hash), self._owners
         )
 
     def _read(self, data: bytes) -> Transaction | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from eth_abi.abi import encode as abi_encode
@@ -87,7 +88,7 @@ class Equivocation:
         """The period of that round."""
         return self.first.period
 
-    @property
+    @cached_property
     def proof(self) -> bytes:
         """For a contract: `abi.encode` by `EQUIVOCATION_ABI`. Its keccak256 is the offence's evidence."""
         one, two = self.first, self.second
@@ -149,7 +150,7 @@ class InvalidPayload:
         """The period of that round."""
         return self.payload.period
 
-    @property
+    @cached_property
     def proof(self) -> bytes:
         """For a contract: `abi.encode` by `INVALID_PAYLOAD_ABI`. It proves who signed what, not that it is invalid."""
         one = self.payload

@@ -16,7 +16,6 @@ then the chain sleeps.
 from __future__ import annotations
 
 import base64
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,6 +30,7 @@ from quorate.abci.statement import BEGINNING, MAX_LANDMARKS, Landmark, at_height
 from quorate.abci.transaction import INTERRUPT, Kind, Transaction, tick_round
 from quorate.abci.upgrade import FIRST_HEIGHT, NO_UPGRADES, Plan, Target, UpgradeDue, Upgrades, take_over
 from quorate.errors import ConfigError, PeerError, ServiceError
+from quorate.frozen import changed
 from quorate.fsm import Period, Service, Settled, Votes, codec
 from quorate.members import Member
 from quorate.nesting import load_json
@@ -70,7 +70,7 @@ def opening_of(period: Period) -> bytes:
     if not (period.votes or period.clock_ms or period.asks):
         return period.digest()
     none = Votes[object]((), period.n, period.quorum)
-    return dataclasses.replace(period, votes=none, clock_ms=0, asks=()).digest()
+    return changed(period, votes=none, clock_ms=0, asks=()).digest()
 
 
 def payload_for(chain_id: str, period: Period, body: bytes) -> UnsignedPayload:
@@ -130,9 +130,9 @@ class Replica:
             fields.append(self.turnover.plain())
         rest = _dump(fields).encode()
         if self.upgrades != NO_UPGRADES:  # likewise
-            rest += codec.encode(self.upgrades)
+            rest += self.upgrades.encoding
         if self.offences.counts:  # likewise
-            rest += b"offences" + codec.encode(self.offences)
+            rest += b"offences" + self.offences.encoding
         if self.landmarks:  # not in chains that began before there were any
             *before, last = self.landmarks
             rest += b"landmarks" + _dump([*before, last[:-1]]).encode()
@@ -143,7 +143,7 @@ class Replica:
         if not self.landmarks:
             return self
         *before, last = self.landmarks
-        known = dataclasses.replace(self, landmarks=(*before, last._replace(app_hash=self.app_hash.hex())))
+        known = changed(self, landmarks=(*before, last._replace(app_hash=self.app_hash.hex())))
         known.__dict__["app_hash"] = self.app_hash  # it covers all of them but this
         return known
 
@@ -211,12 +211,15 @@ class Replica:
 
     def encode(self) -> bytes:
         """For durable storage. Its checksum lets `decode` find damage; the app hash would not cover the height."""
+        return self._encoded
+
+    @cached_property
+    def _encoded(self) -> bytes:
         period = base64.b64encode(self.period.encode()).decode()
         fields = [self.height, self.hot, self.ticks, self.absences, self.demoted, period, self.turnover.plain()]
-        fields.append(json.loads(codec.encode(self.upgrades)))
-        fields.append(json.loads(codec.encode(self.offences)))
-        fields.append(self.landmarks)
-        return _dump([*fields, _checksum(fields)]).encode()
+        fields += (json.loads(self.upgrades.encoding), json.loads(self.offences.encoding), self.landmarks)
+        text = _dump(fields)
+        return f'{text[:-1]},"{_checksum(text)}"]'.encode()
 
     @staticmethod
     def decode(service: Service, data: bytes) -> Replica:
@@ -226,7 +229,7 @@ class Replica:
         """
         try:
             *fields, checksum = load_json(data)
-            if _checksum(fields) != checksum:
+            if _checksum(_dump(fields)) != checksum:
                 raise ConfigError("the stored state is damaged: its checksum does not fit", fix=_DAMAGE_FIX)
             height, hot, ticks, absences, demoted, period, *later = fields
             stored = base64.b64decode(period, validate=True)
@@ -248,7 +251,7 @@ class Replica:
             if upgrades_now is upgrades:
                 return replica.knowing_itself()
             theirs = replica._hash_over(hashlib.sha256(stored).digest())
-            taken = dataclasses.replace(replica, ticks=(), upgrades=upgrades_now, inherited=theirs)
+            taken = changed(replica, ticks=(), upgrades=upgrades_now, inherited=theirs)
             return taken.knowing_itself()
         except (ValueError, TypeError, PeerError, ServiceError) as error:
             raise ConfigError(f"the stored state is damaged: {error}", fix=_DAMAGE_FIX) from error
@@ -301,8 +304,8 @@ class Applied:
     """For a contract: what proves the offences that evidence in this block has put on record."""
 
 
-def _checksum(fields: Sequence[object]) -> str:
-    return hashlib.sha256(_dump(fields).encode()).hexdigest()
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def judge(replica: Replica, txs: Sequence[Transaction]) -> str | None:
@@ -321,7 +324,7 @@ def execute(replica: Replica, tx: Transaction) -> Replica:
     """`replica` with all that `tx` carries; `PeerError` where any of it does not count now."""
     if tx.kind is Kind.UPGRADE:
         (ask,) = tx.payloads
-        return dataclasses.replace(replica, upgrades=replica.upgrades.asked(replica.period, ask))
+        return changed(replica, upgrades=replica.upgrades.asked(replica.period, ask))
     if tx.evidence is not None:
         return _convict(replica, tx.evidence)
     for payload in tx.payloads:
@@ -330,10 +333,10 @@ def execute(replica: Replica, tx: Transaction) -> Replica:
             raise PeerError(f"{payload.sender}: {problem}", evidence=payload.encode())
         if tx.kind is Kind.TICK:
             spent = {**dict(replica.ticks), payload.sender: payload.body[0] + 1}
-            replica = dataclasses.replace(replica, ticks=tuple(sorted(spent.items())))
+            replica = changed(replica, ticks=tuple(sorted(spent.items())))
         else:
             period = replica.period.deliver(payload.sender, payload.sequence, payload.body)
-            replica = dataclasses.replace(replica, period=period)
+            replica = changed(replica, period=period)
     return replica
 
 
@@ -343,7 +346,7 @@ def _convict(replica: Replica, evidence: Evidence) -> Replica:
     sequence, period = replica.round_of(evidence)
     where = Height(replica.height + 1), RoundNumber(sequence), PeriodNumber(period)
     offence = Offence(evidence.kind, evidence.member, *where, _hash_of(evidence.proof))
-    return dataclasses.replace(replica, offences=replica.offences.plus(offence))
+    return changed(replica, offences=replica.offences.plus(offence))
 
 
 def _note(replica: Replica, block: Block, kind: OffenceKind, validators: Iterable[str]) -> Replica:
@@ -352,7 +355,7 @@ def _note(replica: Replica, block: Block, kind: OffenceKind, validators: Iterabl
     for who in sorted(set(validators) & set(block.owners)):
         where = Height(block.height), RoundNumber(now.sequence), PeriodNumber(now.state.period)
         record = record.plus(Offence(kind, block.owners[who], *where, Hash("0x" + block.hash.hex())))
-    return replica if record is replica.offences else dataclasses.replace(replica, offences=record)
+    return replica if record is replica.offences else changed(replica, offences=record)
 
 
 def _remember(replica: Replica, block: Block) -> Replica:
@@ -361,7 +364,7 @@ def _remember(replica: Replica, block: Block) -> Replica:
         return replica
     period = replica.period
     last = Landmark(block.height, period.sequence, period.state.period, block.hash.hex(), "")
-    return dataclasses.replace(replica, landmarks=(*replica.landmarks[1 - MAX_LANDMARKS :], last)).knowing_itself()
+    return changed(replica, landmarks=(*replica.landmarks[1 - MAX_LANDMARKS :], last)).knowing_itself()
 
 
 def _hash_of(proof: bytes) -> Hash:
@@ -378,7 +381,7 @@ def apply_block(replica: Replica, block: Block) -> Applied:
             f"CometBFT delivers block {block.height} to an application at height {replica.height}", fix=_DAMAGE_FIX
         )
     replica.refuse_next(block.height)
-    current = dataclasses.replace(replica, inherited=b"") if replica.inherited else replica
+    current = changed(replica, inherited=b"") if replica.inherited else replica
     accepted = []
     for tx in block.txs:
         counted = _execute_if_sound(current, tx)
@@ -394,13 +397,13 @@ def apply_block(replica: Replica, block: Block) -> Applied:
         current, powers = _turn_over(current, replica.members, block.height)
     if current.upgrades.asks:
         decided = current.upgrades.decided(current.period, block.height)
-        current = dataclasses.replace(current, upgrades=decided)
+        current = changed(current, upgrades=decided)
     if has_news or settled:
-        current, changed = _count_absences(dataclasses.replace(current, hot=block.height), block)
-        powers |= changed
+        current, others = _count_absences(changed(current, hot=block.height), block)
+        powers |= others
         away = [who for who, count in current.absences if who in block.absent and count % DOWNTIME_WINDOW == 0]
         current = _note(current, block, "downtime", away)
-    current = dataclasses.replace(current, height=block.height)
+    current = changed(current, height=block.height)
     if has_news or settled or current.period.clock_ms != replica.period.clock_ms:
         current = _remember(current, block)
     counted_txs = [tx for tx, counts in zip(block.txs, accepted, strict=True) if tx and counts]
@@ -419,11 +422,11 @@ def _end(replica: Replica, time_ms: int) -> tuple[Replica, Settled | None]:
     before = replica.period
     period, settled = (seen := informed(before, replica.offences)).end_block(time_ms)
     if settled is None:  # the round goes on, from the state that it opened with
-        period = period if seen is before else dataclasses.replace(before, clock_ms=period.clock_ms)
-        return dataclasses.replace(replica, period=period), None
+        period = period if seen is before else changed(before, clock_ms=period.clock_ms)
+        return changed(replica, period=period), None
     height, ended = Height(replica.height + 1), RoundNumber(settled.sequence)
     period, offences = taken_back(seat(period), replica.offences, height, ended)
-    after = dataclasses.replace(replica, period=period, opening=opening_of(period), ticks=(), offences=offences)
+    after = changed(replica, period=period, opening=opening_of(period), ticks=(), offences=offences)
     return after, settled
 
 
@@ -433,7 +436,7 @@ def _turn_over(replica: Replica, before: tuple[Member, ...], height: int) -> tup
         return replica, {}
     turnover = replica.turnover.after(height, before, replica.members)
     demoted = "" if replica.demoted in {one.validator_address for one in turnover.former} else replica.demoted
-    return dataclasses.replace(replica, turnover=turnover, demoted=demoted), powers_of(before, replica.members)
+    return changed(replica, turnover=turnover, demoted=demoted), powers_of(before, replica.members)
 
 
 def _count_absences(replica: Replica, block: Block) -> tuple[Replica, dict[str, int]]:
@@ -456,4 +459,4 @@ def _count_absences(replica: Replica, block: Block) -> tuple[Replica, dict[str, 
             powers[longest] = DEMOTED_POWER
             demoted = longest
     kept = {**{who: count for who, count in before.items() if who not in block.present}, **absences}
-    return dataclasses.replace(replica, absences=tuple(sorted(kept.items())), demoted=demoted), powers
+    return changed(replica, absences=tuple(sorted(kept.items())), demoted=demoted), powers

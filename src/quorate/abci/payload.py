@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 
 from quorate.errors import PeerError
 from quorate.signatures import address_of, domain_separator, keccak, recover, text_hash, typed_digest
@@ -111,7 +112,7 @@ class SignedPayload:
     body: bytes
     signature: bytes
 
-    @property
+    @cached_property
     def header(self) -> SignedHeader:
         """What of it was signed."""
         return SignedHeader(

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TypeVar
 
 from quorate.abci.evidence import MAX_EVIDENCE_BYTES, Evidence
 from quorate.abci.evidence import decode as decode_evidence
@@ -37,7 +38,9 @@ MAX_TX_BYTES = 1 + MAX_EVIDENCE_BYTES
 INTERRUPT = "/ask"
 """Marks the name under which an ask for an interrupt is signed: it goes beside a payload and contradicts nothing."""
 _SIZE_BYTES = 2
+T = TypeVar("T")
 _CACHED_PAYLOADS = 4096
+_CACHED_TRANSACTIONS = 256  # of the mempool and the next block, which are read again at each step
 
 
 class Kind(IntEnum):
@@ -102,6 +105,7 @@ class Roll:
         self._heard = heard
         self.members = frozenset(members)
         self._verified: dict[bytes, SignedPayload] = {}
+        self._read: dict[bytes, Transaction] = {}
 
     def payload(self, wire: bytes) -> SignedPayload:
         """The payload in `wire`; `PeerError` where it is malformed, forged, foreign or not a member's."""
@@ -114,15 +118,19 @@ class Roll:
             raise PeerError(
                 f"a payload that {payload.sender} did not sign for the chain {self.chain_id}", evidence=wire
             )
-        if len(self._verified) >= _CACHED_PAYLOADS:
-            self._verified.pop(next(iter(self._verified)))
-        self._verified[wire] = payload
+        _remember(self._verified, wire, payload, _CACHED_PAYLOADS)
         if self._heard is not None:
             self._heard(payload)
         return payload
 
     def transaction(self, data: bytes) -> Transaction:
         """The transaction in `data`; `PeerError` where it is none, or any of its payloads is refused."""
+        if (known := self._read.get(data)) is None:
+            known = self._transaction(data)
+            _remember(self._read, data, known, _CACHED_TRANSACTIONS)
+        return known
+
+    def _transaction(self, data: bytes) -> Transaction:
         kind = _KINDS.get(data[0]) if data else None
         if kind is None:
             raise PeerError(
@@ -158,3 +166,10 @@ class Roll:
         if not senders or senders != sorted(set(senders)):
             raise PeerError("a bundle that is empty, or not in the order of its senders", evidence=data)
         return payloads
+
+
+def _remember(cache: dict[bytes, T], key: bytes, value: T, most: int) -> None:
+    """Keep `value`; the oldest makes room."""
+    if len(cache) >= most:
+        cache.pop(next(iter(cache)))
+    cache[key] = value

@@ -21,6 +21,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from quorate.abci.payload import SignedPayload, UnsignedPayload
@@ -90,6 +91,11 @@ class Upgrades:
     asks: tuple[tuple[Address, int, Plan], ...] = ()
     """Who asks for what, and in which round (its sequence number) that was signed; sorted."""
     due: Plan | None = None
+
+    @cached_property
+    def encoding(self) -> bytes:
+        """In canonical JSON; made once, for every block needs it."""
+        return codec.encode(self)
 
     def is_due(self, height: int) -> bool:
         """True where the block of that height belongs to the next version."""

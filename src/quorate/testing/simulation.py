@@ -19,7 +19,7 @@ from typing import Any
 
 from quorate import members as member_records
 from quorate import signatures
-from quorate.abci import SignedPayload, payload
+from quorate.abci import SignedPayload, evidence, payload
 from quorate.abci.machine import Replica
 from quorate.abci.membership import begin
 from quorate.errors import ConfigError
@@ -99,11 +99,15 @@ def simulate(subject: Subject, plan: Plan) -> Report:
         logging.disable(logging.NOTSET)
 
 
-_PURE = (
+_PURE: tuple[tuple[Any, str], ...] = (
     *((payload, "payload_digest"), (member_records, "binding_digest")),
     *((one, "recover") for one in (payload, member_records, settle)),
 )
-"""What every agent works out by itself, by module and name; the answer hangs on nothing but the arguments."""
+_METHODS: tuple[tuple[Any, str], ...] = (
+    *((SignedPayload, name) for name in ("is_signed_by_sender", "decode")),
+    *((kind, "decode") for kind in (evidence.Equivocation, evidence.InvalidPayload)),
+)
+"""What every agent works out by itself, by owner and name; the answer hangs on nothing but the arguments."""
 
 
 @contextlib.contextmanager
@@ -113,11 +117,11 @@ def _remembering() -> Iterator[None]:
         for owner, name in _PURE:
             quick = _recalled if name == "recover" else _cached(getattr(owner, name))
             stack.enter_context(_swapped(owner, name, quick))
-        for name in ("is_signed_by_sender", "decode"):  # made anew for each seed: bugs are planted here
-            stored = SignedPayload.__dict__[name]
+        for owner, name in _METHODS:  # made anew for each seed: bugs are planted here
+            stored = owner.__dict__[name]
             is_static = isinstance(stored, staticmethod)
             quick = functools.lru_cache(4096)(stored.__func__ if is_static else stored)
-            stack.enter_context(_swapped(SignedPayload, name, staticmethod(quick) if is_static else quick))
+            stack.enter_context(_swapped(owner, name, staticmethod(quick) if is_static else quick))
         yield
 
 
@@ -530,7 +534,7 @@ class _Simulation:
             blocks=len(judge.hashes),
             virtual_s=judge.now_s(),
             story=tuple(self.story[:3] + self.story[3:][-_STORY_LINES:]),
-            checks=dict(sorted(judge.checks.items())),
+            checks={name: count for name, count in sorted(judge.checks.items()) if count},
         )
 
 
