@@ -13,6 +13,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from quorate.errors import ConfigError, PeerError, ServiceError
+from quorate.frozen import changed
 from quorate.fsm import codec
 from quorate.fsm.round import ROUND_TIMEOUT, AnyRound
 from quorate.fsm.service import BACK, Service
@@ -125,8 +126,8 @@ class Period:
         except PeerError:
             return self
         if self.is_ask(payload):
-            return self._with(asks=tuple(sorted({*self.asks, (value, sender)})))
-        return self._with(votes=self.votes.plus(sender, value, payload))
+            return changed(self, asks=tuple(sorted({*self.asks, (value, sender)})))
+        return changed(self, votes=self.votes.plus(sender, value, payload))
 
     def end_block(self, time_ms: int) -> tuple[Period, Settled | None]:
         """End the block of this time: settle the round by its rule, else by its deadline; else start its clock.
@@ -145,22 +146,23 @@ class Period:
         left = self._enter(self.round, self.state, self.asks, self.interrupted) if self.asks else self
         if left.interrupted != self.interrupted:
             return left, Settled(self.round.name, left.interrupted[-1][0], self.sequence)
-        return (self if self.clock_ms else self._with(clock_ms=time_ms)), None
+        return (self if self.clock_ms else changed(self, clock_ms=time_ms)), None
 
     @cached_property
-    def _encoded(self) -> bytes:
+    def _sealed(self) -> tuple[bytes, bytes]:
         head = _encode_texts(self.service.name, self.service.spec_hash, self.round.name, *self.members)
         rest = codec.encode((self.sequence, self.clock_ms, self.origin, self.asks, self.interrupted))
         senders = _encode_texts(*self.votes.senders())
-        return b"\n".join((head, self.state._encoding, rest, senders, *self.votes.encodings))
+        whole = b"\n".join((head, self.state._encoding, rest, senders, *self.votes.encodings))
+        return whole, hashlib.sha256(whole).digest()
 
     def encode(self) -> bytes:
         """All of it as lines of canonical JSON, for durable storage."""
-        return self._encoded
+        return self._sealed[0]
 
     def digest(self) -> bytes:
         """32 bytes that are equal exactly when everything agreed is: what the chain's app hash is made of."""
-        return hashlib.sha256(self._encoded).digest()
+        return self._sealed[1]
 
     @staticmethod
     def decode(service: Service, data: bytes) -> Period:
@@ -181,13 +183,6 @@ class Period:
         except (PeerError, ValueError) as error:  # no peer: our own disk; or too few lines or texts
             raise ConfigError(f"the stored state of {service.name} is damaged: {error}") from error
         return Period(service, tuple(members), round, agreed, sequence, votes, clock_ms, origin, asks, interrupted)
-
-    def _with(self, **changes: Any) -> Period:
-        """As `dataclasses.replace`, several times as fast: payloads are what this machine does most."""
-        made = object.__new__(Period)
-        made.__dict__.update(self.__dict__, **changes)
-        made.__dict__.pop("_encoded", None)
-        return made
 
     def _read(self, sender: Address, sequence: int, payload: bytes) -> Any:
         """The value of a payload that counts; `PeerError` says why it does not."""

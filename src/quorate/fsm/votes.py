@@ -11,6 +11,7 @@ from operator import itemgetter
 from typing import Any, Generic, TypeVar
 
 from quorate.errors import ServiceError
+from quorate.frozen import changed
 from quorate.fsm import codec
 from quorate.units import Address
 
@@ -60,7 +61,7 @@ class Votes(Generic[P]):
     def plus(self, sender: Address, payload: P, encoding: bytes) -> Votes[P]:
         """These and the payload (and its encoding) of a sender that is not among them."""
         at = bisect(self.senders(), sender)
-        made = Votes((*self.pairs[:at], (sender, payload), *self.pairs[at:]), self.n, self.quorum)
+        made = changed(self, pairs=(*self.pairs[:at], (sender, payload), *self.pairs[at:]))
         made.__dict__["encodings"] = (*self.encodings[:at], encoding, *self.encodings[at:])  # as if it were made there
         return made
 

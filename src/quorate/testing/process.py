@@ -212,10 +212,8 @@ class Process:
     @property
     def failure(self) -> BaseException | None:
         """What failed beside the handlers, if anything did."""
-        for future in (self.app.failed, self.runner.failure):
-            if future.done():
-                return future.result()
-        return None
+        ours: asyncio.Future[Any] = self.app.failed if self.app.failed.done() else self.runner.failure
+        return ours.result() if ours.done() else None
 
     def start(self, broadcast: Callable[[bytes], Any]) -> None:
         """As when the node is up."""

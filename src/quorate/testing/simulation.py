@@ -19,7 +19,7 @@ from typing import Any
 
 from quorate import members as member_records
 from quorate import signatures
-from quorate.abci import SignedPayload, evidence, payload
+from quorate.abci import SignedPayload, evidence, machine, payload
 from quorate.abci.machine import Replica
 from quorate.abci.membership import begin
 from quorate.errors import ConfigError
@@ -101,6 +101,7 @@ def simulate(subject: Subject, plan: Plan) -> Report:
 
 _PURE: tuple[tuple[Any, str], ...] = (
     *((payload, "payload_digest"), (member_records, "binding_digest")),
+    *((one, "keccak") for one in (signatures, payload, machine)),
     *((one, "recover") for one in (payload, member_records, settle)),
 )
 _METHODS: tuple[tuple[Any, str], ...] = (
