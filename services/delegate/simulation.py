@@ -16,7 +16,7 @@ from typing import Any, cast
 from eth_abi.abi import encode
 
 from quorate.chain import Abi, Chain, Log, SafeTransaction, load_abi, selector_of
-from quorate.errors import Malformed, TimedOut, Unreachable
+from quorate.errors import ChainError, Malformed, TimedOut, Unreachable
 from quorate.host.decision_maker import IntentRequest, Limits
 from quorate.model import Answer, Embedding, ModelClient, Receipt, Schema
 from quorate.rounds.settle import Intent, SafeSignature, Settlement
@@ -195,11 +195,11 @@ class SimulatedWorld(World):
         if settled is not None and settled.which >= 0 and intent is not None and intent not in intents:
             yield "nothing is lost", f"{intent} is agreed to have happened, and has not"
 
-    def view(self, me: Address) -> _Block:
-        """The newest block that this agent's node knows."""
+    def view(self, me: Address, depth: int = 0) -> _Block:
+        """The newest block that this agent's node knows, or one so deep."""
         if me in self.silent:
             raise Unreachable("the node does not answer")
-        block = self.evm.blocks[max(0, self.evm.head - self.lag.get(me, 0))]
+        block = self.evm.blocks[max(0, self.evm.head - self.lag.get(me, 0) - depth)]
         return replace(block, nonce=block.nonce + 1) if me in self.lying else block
 
     def height(self, me: Address) -> int:
@@ -274,7 +274,10 @@ class _Settler:
         self._world, self._me, self._signer = world, me, signer
 
     async def next_nonce(self) -> tuple[int, int]:
-        return await self.newest()
+        nonce, block = await self.newest()
+        if self._deep().nonce != nonce:
+            raise ChainError(f"the Safe's nonce {nonce} is younger than {self._world.depth} blocks")
+        return nonce, block
 
     async def newest(self) -> tuple[int, int]:
         return self._world.view(self._me).nonce, self._world.height(self._me)
@@ -294,11 +297,7 @@ class _Settler:
             self._world.submit(self._me, intent, signatures)
 
     async def outcome(self, unsettled: tuple[Intent, ...], *, final: bool = False) -> Settlement | None:
-        depth = self._world.depth if final else 0
-        at = max(0, self._world.height(self._me) - depth)
-        block = self._world.evm.blocks[at]
-        if self._me in self._world.lying:
-            block = replace(block, nonce=block.nonce + 1)
+        block = self._deep() if final else self._world.view(self._me)
         if block.nonce <= unsettled[0].nonce:
             return None
         for which, intent in enumerate(unsettled):
@@ -307,6 +306,9 @@ class _Settler:
                     tx = Hash("0x" + keccak(text=f"{intent.nonce} {sender}").hex())
                     return Settlement(which, tx, number, 80_000, True, sender)
         return Settlement(-1, _NO_TX, 0, 0, True, PAYEE)
+
+    def _deep(self) -> _Block:
+        return self._world.view(self._me, self._world.depth)
 
 
 class _Model(ModelClient):

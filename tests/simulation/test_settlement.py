@@ -496,6 +496,23 @@ def test_a_nonce_that_another_took_ends_the_intent_and_the_payment_is_made_at_th
     assert world.evm.blocks[-1].safe_nonce == 2
 
 
+@pytest.mark.parametrize("goes_ahead", [False, True])
+def test_a_nonce_that_another_took_and_a_deep_reorg_gave_back_does_not_stop_the_payments_behind_it(
+    goes_ahead: bool,
+) -> None:
+    world = World(3, payments=2, troubles=False, calm_depth=2, ahead=goes_ahead)
+    world.evm.take_nonce()
+    for _ in range(2):
+        world.evm.mine()
+    world.run(until=lambda: world.round is send)
+    assert world.state.unsettled[0].nonce == 1
+    world.evm.reorg(world.evm.head - GENESIS + 1, keeps=0.0)
+    assert world.evm.blocks[-1].safe_nonce == 0
+    world.run()
+    world.check()
+    assert ("ReviewRound", "UNSIGNED") in world.events
+
+
 def test_a_payment_that_can_no_longer_succeed_is_cancelled_at_its_own_nonce() -> None:
     world = World(3, payments=2, troubles=False)
     world.run(until=lambda: world.round is send)

@@ -353,7 +353,6 @@ def test_a_keeper_that_was_silent_is_on_record_once_however_often_that_is_confir
         (("FAILS",) * 3, "CANCEL"),
         (("SOUND",) * 3, "AGAIN"),
         (("SOUND", "SOUND", "FAILS", "FAILS"), "AGAIN"),
-        (("GONE",) * 3, "AGAIN"),  # nothing is known to have been before it
     ],
 )
 def test_an_intent_is_cancelled_only_when_a_quorum_finds_that_it_fails(said: tuple[str, ...], event: str) -> None:
@@ -362,6 +361,12 @@ def test_an_intent_is_cancelled_only_when_a_quorum_finds_that_it_fails(said: tup
     assert outcome.event == event
     assert (outcome.state.intent == CANCEL) == (event == "CANCEL")
     assert outcome.state.unsettled == ((INTENT, CANCEL) if event == "CANCEL" else (INTENT,))
+
+
+def test_where_nothing_is_known_of_the_nonces_that_are_gone_there_is_nothing_to_go_back_to() -> None:
+    outcome = keep_review(replace(SENDING, remembered=()), all_say("GONE"))
+    assert outcome is not None
+    assert (outcome.event, outcome.state.unsettled) == ("AGAIN", (INTENT,))
 
 
 @pytest.mark.parametrize(
@@ -380,8 +385,11 @@ def pay(number: int) -> Call:
 
 
 def mined(*numbers: int, used: int | None = None) -> Settling:
-    """Payments, each at the nonce of its number; a quorum saw all of them mined, and still sees those below `used`."""
-    state = Settling(participants=tuple(AGENTS), period=2)
+    """Payments, each at the nonce of its number; a quorum saw all of them mined, and still sees those below `used`.
+
+    Nothing is remembered of the nonces before.
+    """
+    state = Settling(participants=tuple(AGENTS), period=2, used=numbers[0], reached=numbers[0])
     for number in numbers:
         state = with_intent(state, Intent((pay(number),), number, 50 + number))
         state = (see_it_mined(state, all_say(MINED.tx)) or fail()).state
@@ -439,6 +447,11 @@ def test_what_waits_behind_calls_that_failed_is_cancelled_unless_it_is_mined() -
     outcome = final(mined(3, 4, 5, used=5), success=False)
     assert (outcome.event, outcome.state.missed) == ("FAILED", Intent((pay(3),), 3))
     assert outcome.state.unsettled == (Intent((pay(4),), 4), Intent((pay(5),), 5), Intent((), 5))
+
+
+def test_what_waits_behind_a_no_op_that_restored_a_nonce_stays_wanted() -> None:
+    restored = with_intent(mined(4, used=3), Intent((), 3))
+    assert final(restored).state.unsettled == (Intent((pay(4),), 4),)
 
 
 @pytest.mark.parametrize(
@@ -506,17 +519,46 @@ async def test_an_outcome_that_was_final_and_is_gone_is_agreed_on_again_in_the_p
     assert again == Intent((pay(9),), 9)
     restored = with_intent(state, again)
     assert (restored.unsettled, restored.used, restored.reached) == ((again,), 9, 10)
+    assert restored.remembered == state.remembered[:-1], "no nonce is both final and open"
     assert final(restored).state.intent == again
+
+
+async def test_a_nonce_that_others_used_is_used_again_by_a_no_op_where_a_reorg_took_it_away() -> None:
+    """Else the intent behind it would wait for ever for the others to come back."""
+    state = with_intent(Settling(participants=tuple(AGENTS), period=2), Intent((pay(2),), 2, block=52))
+    assert await review.act(Ctx(_AtNonce(1)), state) == "GONE"
+    outcome = keep_review(state, all_say("GONE"))
+    assert outcome is not None
+    assert (outcome.event, outcome.state.intent, outcome.state.used) == ("UNSIGNED", Intent((), 0), 0)
+    again = with_intent(final(outcome.state, which=-1).state, Intent((), 1))  # it was nonce 1 alone that was gone
+    assert (final(again).state.unsettled, final(again).state.used) == ((Intent((pay(2),), 2),), 2)
+
+
+def test_no_more_than_the_last_nonces_of_others_are_remembered_and_none_twice() -> None:
+    state = with_intent(Settling(participants=tuple(AGENTS)), Intent((pay(9),), 9))
+    assert state.remembered == tuple(Settled((Intent((), nonce),)) for nonce in (5, 6, 7, 8))
+    later = with_intent(final(state).state.next_period(), Intent((pay(11),), 11))
+    assert [one.intents for one in later.remembered] == [
+        (Intent((), 7),),
+        (Intent((), 8),),
+        (Intent((pay(9),), 9),),
+        (Intent((), 10),),
+    ]
+    assert with_intent(state, Intent((pay(10),), 10)).remembered == state.remembered
 
 
 async def test_a_reorg_that_took_more_than_is_remembered_waits_for_people() -> None:
     state = replace(final(mined(9)).state.next_period(), remembered=())
     with pytest.raises(ChainError, match=r"the Safe's nonce is 9, and 10 nonces were used"):
         await proposed(state, pay(12))
+    waiting = with_intent(Settling(participants=tuple(AGENTS)), Intent((pay(9),), 9))
+    assert await review.act(Ctx(_AtNonce(5)), waiting) == "GONE"
+    with pytest.raises(ChainError, match=r"the Safe's nonce is 4, and 9 nonces were used: .* last 4 settlements"):
+        await review.act(Ctx(_AtNonce(4)), waiting)
 
 
 def test_what_lost_at_a_final_nonce_is_remembered_with_what_won_and_others_by_a_no_op() -> None:
-    two = replace(STATE, unsettled=(INTENT, OTHER))
+    two = replace(STATE, unsettled=(INTENT, OTHER), remembered=())
     assert final(two).state.remembered == (Settled((OTHER, INTENT)),)
     assert final(two, which=-1).state.remembered == (Settled((INTENT, OTHER, CANCEL)),)
     state = Settling(participants=tuple(AGENTS))

@@ -9,7 +9,8 @@ The rules that hold here:
   still happen at one nonce is agreed on at no other.
 - At least once: keepers rotate and re-send the same signed transaction; a receipt that a reorg took away opens it
   again. Nonces that were used and are not any more are restored in their order, each with what was wanted there last,
-  before anything new: also such as were final, where a reorg was deeper than the depth that people chose.
+  before anything new: also such as were final, where a reorg was deeper than the depth that people chose. What others
+  had used is restored by a no-op.
 - What can no longer succeed is cancelled by an agreed no-op at the same nonce. What waits behind calls that failed is
   cancelled too: it was agreed on before anybody knew.
 - The outcome is what the Safe's events say at the configured depth, never what a keeper says.
@@ -244,23 +245,35 @@ async def _restored(ctx: SettleContext, state: Settling, nonce: int, block: int)
         one for one in state.unsettled if one.nonce == nonce
     ]
     if not known:
-        raise ChainError(
-            f"the Safe's nonce is {nonce}, and {state.reached} nonces were used: a reorg took more than the last "
-            f"{len(state.remembered)} settlements away",
-            fix="People have to find out what was undone; then start a new chain of the service.",
-        )
+        raise _lost(state, nonce)
     wanted = replace(known[-1], block=block)
     return wanted if await ctx.settler.can_succeed(wanted) else replace(wanted, calls=())
+
+
+def _lost(state: Settling, nonce: int) -> ChainError:
+    return ChainError(
+        f"the Safe's nonce is {nonce}, and {state.reached} nonces were used: a reorg took more than the last "
+        f"{len(state.remembered)} settlements away",
+        fix="People have to find out what was undone; then start a new chain of the service.",
+    )
 
 
 def with_intent(state: S, intent: Intent) -> S:
     """The state in which `intent` is agreed: to be called where a rule accepts it, before anybody signs."""
     if not state.unsettled:
-        state = replace(_back_to(state, intent.nonce), reached=max(intent.nonce, state.reached))
+        state = _back_to(state, intent.nonce)
+        known = (*state.remembered, *_of_others(state, intent))[-REMEMBERED:]
+        state = replace(state, reached=max(intent.nonce, state.reached), remembered=known)
     first = min(one.block for one in (*state.unsettled, intent) if one == intent)  # it may have been mined long ago
     others = (one for one in state.unsettled if one != intent)
     unsettled = _by_nonce(*others, replace(intent, block=first))
     return replace(state, intent=intent, unsettled=unsettled, signatures=(), settlement=None, missed=None)
+
+
+def _of_others(state: Settling, intent: Intent) -> list[Settled]:
+    """The last nonces before this intent's that no quorum has seen used: others did, and a reorg may take that away."""
+    begin = max(state.reached, intent.nonce - REMEMBERED)
+    return [Settled((Intent((), nonce, intent.block),)) for nonce in range(begin, intent.nonce)]
 
 
 def _back_to(state: S, nonce: int) -> S:
@@ -392,7 +405,7 @@ def _settled(state: S, settlement: Settlement) -> Outcome[Literal["DONE", "FAILE
     is_done = settlement.success and wanted is not None and executed == wanted
     later = state.unsettled[len(intents) :]
     used = max(state.used, nonce + 1)
-    if not is_done:  # what waits behind it and is not mined was agreed on in the belief that it would be
+    if wanted is not None and not is_done:  # what waits behind and is not mined was agreed on in the belief that it is
         open_nonces = {one.nonce for one in later if one.nonce >= used}
         no_ops = tuple(Intent((), one, settlement.block) for one in sorted(open_nonces))
         later = _by_nonce(*(one for one in later if one not in no_ops), *no_ops)
@@ -503,6 +516,8 @@ async def review(ctx: SettleContext, state: Any) -> Verdict:
     """After every keeper has tried in vain: could the calls still succeed, or were they made meanwhile?"""
     intent = _intent_of(state)
     nonce, _ = await ctx.settler.newest()
+    if nonce < min([state.unsettled[0].nonce, *(one.nonce for one in state.remembered)]):
+        raise _lost(state, nonce)
     if nonce < intent.nonce:
         return "GONE"
     if await ctx.settler.outcome(_alternatives(state, intent.nonce)) is not None:
