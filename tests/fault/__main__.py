@@ -117,7 +117,8 @@ async def _pairs(options: argparse.Namespace, table: Table) -> None:
     twelve = [name for name in _possible(options) if name in TWELVE or name == DeadRpc.name]
     pairs: list[tuple[str, ...]] = list(itertools.combinations(twelve, 2))
     random.Random(options.seed).shuffle(pairs)
-    await _trials(pairs[: options.count or None], options, table)
+    end = options.skip + options.count if options.count else None
+    await _trials(pairs[options.skip : end], options, table)
 
 
 async def _trials(trials: Iterable[tuple[str, ...]], options: argparse.Namespace, table: Table) -> None:
@@ -212,6 +213,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--repeat", type=int, default=1, help="alone: how often each")
     parser.add_argument("--only", nargs="*", choices=sorted(KINDS), help="alone: only these")
     parser.add_argument("--count", type=int, default=0, help="pairs: how many, drawn at random; 0: all")
+    parser.add_argument("--skip", type=int, default=0, help="pairs: leave out so many at first (go on with a seed)")
     parser.add_argument("--minutes", type=float, default=30, help="soak: how long")
     parser.add_argument("--json", action="store_true")
     parser.add_argument(
