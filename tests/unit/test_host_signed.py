@@ -126,6 +126,22 @@ def test_who_lost_its_memory_is_silent_where_it_may_have_spoken(tmp_path: Path) 
     assert _ask(_boundary(_memory(path), sequence=6), later) == _signed(later).signature
 
 
+@pytest.mark.parametrize("sequence", [None, 5])
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_what_contradicts_nothing_is_signed_whatever_was_said_before(
+    tmp_path: Path, sequence: int | None, is_lost: bool
+) -> None:
+    """An agent that took a snapshot ticks in rounds long over while it catches up; a refusal there ended it."""
+    memory = _memory(tmp_path / "signed.log", has_signed_before=is_lost)
+    if not is_lost:
+        memory.begin_at(20)
+    boundary = _boundary(memory, sequence)
+    for payload in (replace(WORD, round="AddRound/tick"), replace(WORD, round="AddRound/ask", body=b"!STOP")):
+        assert _ask(boundary, payload) == _signed(payload).signature
+    with pytest.raises(NotAgreed, match=r"forgotten|lost"):
+        _ask(boundary, WORD)
+
+
 def test_the_file_keeps_a_few_rounds_and_old_ones_are_not_signed_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

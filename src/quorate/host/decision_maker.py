@@ -157,6 +157,7 @@ class QuorateDecisionMaker(DecisionMakerHandler):
         self._check_payload(request)
         if "/" in request.round:  # a tick or an ask: there may be several, and they contradict nothing
             return self._sign_digest(request.digest())
+        self._check_memory(request)
         known = self._memory.find(request)
         if known is not None and known.body != request.body:
             raise AlreadySigned(known)
@@ -174,6 +175,10 @@ class QuorateDecisionMaker(DecisionMakerHandler):
         period = self._agreed.period if self._agreed else None
         if period is not None and not period.sequence <= payload.sequence <= period.sequence + 2:
             raise NotAgreed(f"a payload for round {payload.sequence}; the quorum is in round {period.sequence}")
+
+    def _check_memory(self, payload: UnsignedPayload) -> None:
+        """Refuse what an earlier life may have said otherwise."""
+        period = self._agreed.period if self._agreed else None
         if self._memory.was_lost:
             if period is None:
                 raise NotAgreed(f"a payload for round {payload.sequence}; what was signed before is lost")
