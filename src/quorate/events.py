@@ -25,7 +25,7 @@ that runs for years keeps two. All readers here go on over that, from the older 
 | waiting | for | nothing can go on until that happens |
 | step | text, done, s | what the command that started the run does now, or has done in `s` seconds |
 | note | text | what else it has to say |
-| down | | the process was killed on purpose |
+| down | how, again_s | the process has ended, by itself if it says how, and is started again in so many seconds |
 | error | message, fix | what went wrong, and where |
 """
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from quorate.events import Tailer
+from quorate.events import Tailer, occurred
 from quorate.localnet._guard import MARKS, Tracked, processes_of, start_time
 from quorate.localnet.agents import Agents
 from quorate.localnet.run_dir import RunDir, run_dir
@@ -67,6 +67,21 @@ async def test_a_service_outlives_one_agent_waits_for_a_quorum_and_takes_the_dea
         pids = [usage.pid for child in supervisor.usage().values() for usage in child]
         assert len(pids) == 6, "three agents, each with its validator"
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+async def test_what_ends_by_itself_comes_back_and_takes_part_while_the_others_go_on(run: RunDir) -> None:
+    async with agents_of(HELLO_WORLD, run, config={"pause_s": 0.5}) as (quorum, supervisor):
+        tailer = following(quorum)
+        reached = await settled(tailer, "agent-1", 2)
+        os.kill(quorum.child("agent-4").pid, signal.SIGKILL)
+        (node,) = [one for one in supervisor.usage()["agent-3"] if "--proxy_app" in one.command]
+        reached = await settled(tailer, "agent-1", reached + 2)
+        reached = await settled(tailer, "agent-4", reached)
+
+        os.kill(node.pid, signal.SIGKILL)
+        await occurred(quorum.files["agent-3"].events, "down")
+        reached = await settled(tailer, "agent-1", reached + 2)
+        await settled(tailer, "agent-3", reached)
 
 
 A_COMMAND = """

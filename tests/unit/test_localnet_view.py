@@ -144,6 +144,14 @@ def test_too_few_agents_are_waited_for_and_enough_go_on() -> None:
     assert story.waiting == ""
 
 
+def test_an_agent_that_ended_by_itself_is_said_to_come_back() -> None:
+    story = Story()
+    story.add(event("ready", "agent-1"))
+    (line, _) = texts(story.add(event("down", "agent-1", how="killed by SIGKILL", again_s=2.0)))
+    assert line == "agent-1: is down: killed by SIGKILL; it is started again in 2 s"
+    assert texts(story.add(event("ready", "agent-1"))) == ["agent-1: is back"]
+
+
 def test_a_round_whose_length_the_agent_does_not_know_is_measured_from_its_opening() -> None:
     opened = event("round", t=10.0, sequence=1, period=0, round="judge")
     (line,) = told(opened, event("settled", t=12.5, round="judge", event="DONE", sequence=1, height=1, ms=None))

@@ -76,5 +76,5 @@ def _how_to_look_around(net: DelegateNet, result: DemoResult) -> list[str]:
         "all is left running; Ctrl-C ends it",
         f"  EVM chain (RPC)   {result.chain_url}; governor {result.governor}",
         *(f"  operator          curl {endpoint}/v1/models" for endpoint in net.operators.endpoints),
-        f"  agents            tail -f {result.logs}/events/agent-1.jsonl",
+        "  agents            ./quorate status, ./quorate why, ./quorate logs agent-1 -f",
     ]

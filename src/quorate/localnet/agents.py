@@ -37,7 +37,10 @@ READY_S = 120.0  # 4 s on a free machine; open-aea's first import is most of it
 
 @dataclass(frozen=True)
 class Agents:
-    """The agents of one service, by name: `agent-1` and so on, in the order of their wallets."""
+    """The agents of one service, by name: `agent-1` and so on, in the order of their wallets.
+
+    One that ends by itself is started again (`Crew`); one that was killed by `kill` stays down until `start`.
+    """
 
     files: Mapping[str, AgentFile]
     _crew: Crew
@@ -171,7 +174,7 @@ def command_of(file: AgentFile, root: Path, host: Sequence[str], passphrase: str
         env={PASSPHRASE: passphrase, "PYTHONPATH": f"{root / 'src'}:{root}"},
         cwd=root,
         events=file.events,
-        may_end_with=(0,),  # it has left the service
+        parting="left",
         again_after=UpgradeDue.exit_code,
     )
 

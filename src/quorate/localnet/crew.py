@@ -1,6 +1,8 @@
 """Processes of one kind (agents, operators), by name: started, awaited, killed and brought back one by one.
 
-Each tells in an event file of its own when it is `ready`.
+Each tells in an event file of its own when it is `ready`. One that ends by itself after that is told of as `down` and
+started again, as on a machine of its own by its service manager: the others go on without it if they are enough. What
+is never ready, and the last one that runs, end the run: no start would help there.
 """
 
 from __future__ import annotations
@@ -12,10 +14,15 @@ from functools import partial
 from pathlib import Path
 
 from quorate.errors import SetupError
-from quorate.events import EventWriter, Mark, has_occurred, occurred
+from quorate.events import EventWriter, Mark, has_occurred, last_events, occurred
 from quorate.localnet.processes import Child, Supervisor
 
 __all__ = ["Command", "Crew"]
+
+_PAUSE_S = 2.0
+"""Before one is started again: long enough for all that have one fault in common to end. Doubled each time in a row."""
+_LONGEST_PAUSE_S = 60.0
+_LAST = 16 * 1024  # bytes of events among which is the parting
 
 
 @dataclass(frozen=True)
@@ -26,8 +33,8 @@ class Command:
     env: Mapping[str, str] = field(repr=False)
     cwd: Path
     events: Path
-    may_end_with: tuple[int, ...] = ()
-    """Exit codes that are nobody's fault; any other end of its own ends the run."""
+    parting: str = ""
+    """The event after which it ends for good, as when an agent has left its service."""
     again_after: int | None = None
     """The exit code with which a process that was ready asks to be started again: its code has changed."""
 
@@ -40,6 +47,8 @@ class Crew:
     commands: Mapping[str, Command]
     _children: dict[str, Child] = field(default_factory=dict)
     _since: dict[str, Mark] = field(default_factory=dict)
+    _first: dict[str, Mark] = field(default_factory=dict)
+    _ends: dict[str, int] = field(default_factory=dict)
 
     def child(self, name: str) -> Child:
         """The process of a member that was started."""
@@ -50,24 +59,36 @@ class Crew:
         for name in names or tuple(self.commands):
             command = self.commands[name]
             self._since[name] = Mark.end_of(command.events)
+            self._first.setdefault(name, self._since[name])
             self._children[name] = await self.supervisor.spawn(
-                name,
-                command.argv,
-                env=command.env,
-                cwd=command.cwd,
-                may_end_with=command.may_end_with,
-                on_end=partial(self._again, name),
+                name, command.argv, env=command.env, cwd=command.cwd, on_end=partial(self._ended, name)
             )
 
-    async def _again(self, name: str, child: Child) -> bool:
-        """Start one that asks for it again; one that asks before it is ready would do so for ever."""
+    async def _ended(self, name: str, child: Child) -> bool:
+        """See to one that has ended by itself; False where that is the end of the run."""
         command = self.commands[name]
-        if child.returncode != command.again_after or not has_occurred(
-            command.events, "ready", since=self._since[name]
-        ):
+        was_ready = has_occurred(command.events, "ready", since=self._since[name])
+        if child.returncode == 0 and any(one.kind == command.parting for one in last_events(command.events, _LAST)):
+            return True
+        if was_ready and child.returncode == command.again_after:
+            await self.start(name)
+            return True
+        if not has_occurred(command.events, "ready", since=self._first[name]):
             return False
-        await self.start(name)
+        if not any(other.is_running for other in self._children.values()):
+            return False
+        await child.sweep()
+        self._ends[name] = 1 if was_ready else self._ends.get(name, 0) + 1
+        pause_s = min(_PAUSE_S * 2 ** (self._ends[name] - 1), _LONGEST_PAUSE_S)
+        self._tell_down(name, how=child.how, again_s=pause_s)
+        if await self.supervisor.pause(pause_s) and self._children[name] is child and not child.is_ending:
+            await self.start(name)
         return True
+
+    def _tell_down(self, name: str, **fields: object) -> None:
+        writer = EventWriter(self.commands[name].events, name)
+        writer.emit("down", **fields)
+        writer.close()
 
     async def ready(self, *names: str, within_s: float) -> None:
         """Wait until these (all, if none is named) are ready; raises `SetupError` for one that is not in time."""
@@ -83,9 +104,7 @@ class Crew:
         """End these and all that they have started at once, as a power cut would."""
         for name in names:
             await self._children[name].kill()
-            writer = EventWriter(self.commands[name].events, name)
-            writer.emit("down")
-            writer.close()
+            self._tell_down(name)
 
     async def stop(self) -> None:
         """End all of them in order, at the same time."""

@@ -140,7 +140,11 @@ def _absent(snapshot: Snapshot, agent: AgentView) -> Finding:
     log = f"./quorate logs {agent.name}"
     if agent.life != "running":
         words = f"; its last words: {agent.last_words}" if agent.last_words else ""
-        fix = "Let it go on: kill -CONT its process." if agent.life == "paused" else f"Start it again; see {log}."
+        fix = (
+            "Let it go on: kill -CONT its process."
+            if agent.life == "paused"
+            else f"Its run starts it again; if it does not stay, {log} says why."
+        )
         return Finding(
             f"agent-{agent.life}", (agent.name,), "weakens", f"{agent.name} {_STATE[agent.life]}{words}", fix
         )

@@ -2,7 +2,8 @@
 
 - A child leads a session of its own, so Ctrl-C in the terminal reaches only us, and we end the children in order.
 - A child that ends without being asked to is an error (`ChildExited`) in the body of the `Supervisor`, whatever its
-  exit code, with the last lines that it wrote. CometBFT, for one, ends with code 0 when its application dies.
+  exit code, with the last lines that it wrote, unless whoever started it sees to its end. CometBFT, for one, ends with
+  code 0 when its application dies.
 - At the end of the `Supervisor` each child gets TERM, and after a grace period KILL; whatever else carries the child's
   mark or belongs to its session (_guard.py) is killed with it.
 - When we are killed ourselves (kill -9, out of memory): the kernel kills each child with us (PDEATHSIG; a child's own
@@ -22,7 +23,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -49,7 +50,7 @@ class ChildExited(QuorateError):
         self.last_lines = child.last_lines()
         lines = "".join(f"\n    {line}" for line in self.last_lines) or " (none)"
         super().__init__(
-            f"{self.name} ended by itself ({_how(self.returncode)}) after {child.age_s:.0f} s; its last lines:{lines}",
+            f"{self.name} ended by itself ({child.how}) after {child.age_s:.0f} s; its last lines:{lines}",
             fix=f"its whole output is in {self.log}",
         )
 
@@ -89,6 +90,13 @@ class Child:
         return self.returncode is None
 
     @property
+    def how(self) -> str:
+        """How it has ended, in words."""
+        if self.returncode is not None and self.returncode < 0:
+            return f"killed by {signal.Signals(-self.returncode).name}"
+        return f"exit code {self.returncode}"
+
+    @property
     def age_s(self) -> float:
         """Seconds since the start."""
         return time.monotonic() - self._born
@@ -115,6 +123,10 @@ class Child:
             self._signal(signal.SIGKILL)
         await asyncio.to_thread(kill_all, [self.tracked])
         await self._process.wait()
+
+    async def sweep(self) -> None:
+        """End what the child, which has ended, has left behind."""
+        await asyncio.to_thread(kill_all, [self.tracked])
 
     def last_lines(self, count: int = 12) -> list[str]:
         """The last lines that the child wrote, oldest first."""
@@ -149,7 +161,7 @@ class Supervisor:
         self.children: list[Child] = []
         self._failure: ChildExited | None = None
         self._has_cancelled_owner = False
-        self._is_stopping = False
+        self._is_stopping = asyncio.Event()
         self._watchers: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Supervisor:
@@ -179,16 +191,14 @@ class Supervisor:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         may_end: bool = False,
-        may_end_with: Collection[int] = (),
         on_end: Callable[[Child], Awaitable[bool]] | None = None,
     ) -> Child:
         """Start a child whose output goes to `logs`/NAME.log (appended, if it is a restart).
 
-        `env` is added to our own environment. With `may_end` the child's end is nobody's fault, with `may_end_with`
-        one of these exit codes is none; `on_end` is asked about any other: True where it has seen to it. Raises
-        `SetupError` if the program cannot be started.
+        `env` is added to our own environment. With `may_end` the child's end is nobody's fault; else `on_end` is asked
+        about it: True where it has seen to it. Raises `SetupError` if the program cannot be started.
         """
-        if self._is_stopping:
+        if self._is_stopping.is_set():
             raise RuntimeError(f"{name} was to be started while the run is being stopped")
         mark = secrets.token_hex(16)
         log = self.logs / f"{name}.log"
@@ -212,10 +222,18 @@ class Supervisor:
         child = Child(name, log, process, mark)
         self.children.append(child)
         self._guard.tell("child", *map(str, child.tracked))
-        watcher = asyncio.create_task(self._watch(child, may_end, may_end_with, on_end), name=f"watch {name}")
+        watcher = asyncio.create_task(self._watch(child, may_end, on_end), name=f"watch {name}")
         self._watchers.add(watcher)
         watcher.add_done_callback(self._watchers.discard)
         return child
+
+    async def pause(self, seconds: float) -> bool:
+        """Wait so long; False at once where the run is being stopped."""
+        try:
+            await asyncio.wait_for(self._is_stopping.wait(), seconds)
+        except TimeoutError:
+            return True
+        return False
 
     def remove_if_killed(self, folder: Path) -> None:
         """Have the guard remove this folder if we do not live to do it; `removed` takes it back."""
@@ -233,11 +251,10 @@ class Supervisor:
         self,
         child: Child,
         may_end: bool,
-        may_end_with: Collection[int],
         on_end: Callable[[Child], Awaitable[bool]] | None,
     ) -> None:
-        code = await child.wait()
-        if child.is_ending or may_end or code in may_end_with or self._failure is not None:
+        await child.wait()
+        if child.is_ending or may_end or self._failure is not None:
             return
         if on_end is not None and await on_end(child):
             return
@@ -247,7 +264,7 @@ class Supervisor:
 
     async def _stop_all(self, after_s: float) -> None:
         await asyncio.sleep(after_s)
-        self._is_stopping = True
+        self._is_stopping.set()
         for child in self.children:
             child.is_ending = True  # before the first one stops: its end may take others with it
         for child in reversed(self.children):
@@ -360,9 +377,3 @@ def _usage(pid: int) -> Usage | None:
         return None
     kib = next((int(line.split()[1]) for line in memory.splitlines() if line.startswith("Pss:")), 0)
     return Usage(pid, command, kib * 1024)
-
-
-def _how(returncode: int | None) -> str:
-    if returncode is not None and returncode < 0:
-        return f"killed by {signal.Signals(-returncode).name}"
-    return f"exit code {returncode}"

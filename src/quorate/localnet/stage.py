@@ -65,7 +65,11 @@ async def stage(root: Path, title: str, *, who: str = "quorate", to_stderr: bool
         try:
             async with Supervisor(run.logs) as supervisor:
                 supervisor.remove_if_killed(run.scratch)
-                yield Stage(run, supervisor, shown.story, events)
+                try:
+                    yield Stage(run, supervisor, shown.story, events)
+                except asyncio.CancelledError:  # by Ctrl-C: it may take some seconds
+                    events.emit("note", text="stopping all that was started")
+                    raise
         finally:
             following.cancel()
             with suppress(asyncio.CancelledError):

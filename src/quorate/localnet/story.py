@@ -257,8 +257,11 @@ class Story:
         return [Line(self.elapsed_s, "waiting", reason, Tone.WAITING)]
 
     def _down(self, event: Event) -> list[Line]:
+        text = f"is down: {event.get('how')}" if event.get("how") else "is down"
+        if event.get("again_s"):
+            text += f"; it is started again in {float(event.get('again_s')):g} s"
         self._set(event, "is down", Tone.BAD)
-        return [self._line(event, "is down", Tone.BAD), *(self._quorum() if _is_agent(event.who) else ())]
+        return [self._line(event, text, Tone.BAD), *(self._quorum() if _is_agent(event.who) else ())]
 
     def _left(self, event: Event) -> list[Line]:
         self.agents.pop(event.who, None)  # nobody waits for it any more
