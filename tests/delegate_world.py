@@ -127,7 +127,9 @@ class World:
             self._vote(sender, one)
         self.nonce += 1
         self.block += 1
-        self._settled[intent] = Settlement(0, Hash("0x" + keccak(digest).hex()), self.block, 80_000, True, sender)
+        self._settled[intent] = Settlement(
+            0, Hash("0x" + keccak(digest).hex()), self.block, 80_000, True, sender, Hash("0x" + digest.hex())
+        )
 
     def outcome(self, unsettled: Sequence[Intent]) -> Settlement | None:
         """The Safe's nonce, and which of these intents used it up."""

@@ -304,7 +304,8 @@ class _Settler:
             for done, sender, number in block.settled:
                 if done == intent:
                     tx = Hash("0x" + keccak(text=f"{intent.nonce} {sender}").hex())
-                    return Settlement(which, tx, number, 80_000, True, sender)
+                    digest = SafeTransaction(intent.calls, intent.nonce).digest(EVM_ID, SAFE)
+                    return Settlement(which, tx, number, 80_000, True, sender, Hash("0x" + digest.hex()))
         return Settlement(-1, _NO_TX, 0, 0, True, PAYEE)
 
     def _deep(self) -> _Block:

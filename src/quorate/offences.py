@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, TypeVar
+from typing import Literal, Self, TypeVar
 
 from quorate.fsm import Period, State, codec, keep
 from quorate.units import Address, Blocks, Hash, Height, PeriodNumber, RoundNumber, Rounds
@@ -30,6 +30,7 @@ __all__ = [
     "MAX_AGE",
     "MAX_LATEST_EACH",
     "PROVED",
+    "THIS_ROUND",
     "Offence",
     "OffenceKind",
     "Offences",
@@ -63,6 +64,8 @@ DOWNTIME_WINDOW = Blocks(128)
 """Blocks with news. Far above what demotes a validator: a slow vote is often missed, but not 128 times in a row."""
 
 UNSTAMPED = Height(0)
+THIS_ROUND = RoundNumber(0)
+"""Of what was done in the round that ends now."""
 
 
 @dataclass(frozen=True)
@@ -142,20 +145,34 @@ class Watched(State):
 
     offences: Offences = keep(Offences())
 
+    def ended_in(self, ended: RoundNumber) -> Self:
+        """This state, which the rule of the round `ended` made: for states that note what may be charged later."""
+        return self
+
 
 S = TypeVar("S", bound=State)
 
 
-def charge(state: S, kind: OffenceKind, member: Address, evidence: Hash) -> S:
+def charge(
+    state: S,
+    kind: OffenceKind,
+    member: Address,
+    evidence: Hash,
+    *,
+    sequence: RoundNumber = THIS_ROUND,
+    period: PeriodNumber | None = None,
+) -> S:
     """`state` with an offence on record that the rule which calls this has found; as it was where nobody watches.
 
-    Height and round are the machine's to add: they are 0 until the block is over. One piece of evidence counts once.
+    `sequence` and `period` are those of the deed, if it was not in the round that ends now. Height, and this round's
+    number, are the machine's to add: they are 0 until the block is over. One piece of evidence counts once.
     """
     if not isinstance(state, Watched) or any(
         (one.kind, one.member, one.evidence) == (kind, member, evidence) for one in state.offences.latest
     ):
         return state
-    found = Offence(kind, member, UNSTAMPED, RoundNumber(0), PeriodNumber(state.period), evidence)
+    lap = PeriodNumber(state.period) if period is None else period
+    found = Offence(kind, member, UNSTAMPED, sequence, lap, evidence)
     return replace(state, offences=state.offences.plus(found))
 
 
@@ -174,5 +191,5 @@ def taken_back(period: Period, record: Offences, height: Height, ended: RoundNum
         return period, record
     for one in state.offences.latest:
         if one.height == UNSTAMPED:
-            record = record.plus(replace(one, height=height, sequence=ended))
-    return informed(period, record), record
+            record = record.plus(replace(one, height=height, sequence=one.sequence or ended))
+    return informed(replace(period, state=state.ended_in(ended)), record), record

@@ -143,6 +143,7 @@ async def test_a_keeper_that_dies_before_it_sends_is_followed_by_another() -> No
         assert [vote.support for vote in world.votes] == [FOR]
         assert world.votes[0].sender != dead
         assert [one.keeper for one in net.state.silences] == [dead]
+        assert [(one.kind, one.member) for one in net.state.offences.latest] == [("keeper silence", dead)]
 
 
 async def test_a_keeper_that_dies_after_it_sent_leaves_one_vote() -> None:
@@ -182,7 +183,10 @@ async def test_a_vote_that_can_no_longer_be_cast_is_given_up_and_the_next_propos
         cancel = next(intent for _, intent, _ in world.sent if not intent.calls)
         assert cancel.nonce == world.sent[0][1].nonce  # the old transaction can never follow
         assert world.sent[-1][1].nonce == cancel.nonce + 1
-        assert net.state.silences == ()  # all keepers failed alike: none of them is to blame
+        assert (net.state.silences, net.state.offences.latest) == (
+            (),
+            (),
+        )  # all keepers failed alike: none of them is to blame
 
 
 def judgement(choice: str, **changes: Any) -> bytes:

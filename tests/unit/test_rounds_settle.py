@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quorate.errors import ChainError, ServiceError
-from quorate.fsm import Service, Votes, agree
-from quorate.offences import Watched
+from quorate.fsm import Period, Service, Votes, agree
+from quorate.offences import Offence, Offences, taken_back
 from quorate.rounds import pause, register, same
 from quorate.rounds.settle import (
     MAX_AHEAD,
@@ -41,7 +40,7 @@ from quorate.rounds.settle import (
     transitions,
     with_intent,
 )
-from quorate.units import Address, Call, Hash, Wei
+from quorate.units import Address, Call, Hash, Height, PeriodNumber, RoundNumber, Wei
 
 ACCOUNTS = sorted((Account.from_key(bytes([n]) * 32) for n in range(1, 5)), key=lambda account: account.address)
 AGENTS = [Address(account.address) for account in ACCOUNTS]
@@ -49,7 +48,7 @@ DIGEST = Hash("0x" + "ab" * 32)
 INTENT = Intent((Call(AGENTS[0], Wei(0), "0x"),), 3, block=50)
 OTHER = Intent((Call(AGENTS[1], Wei(0), "0x"),), 3, block=60)
 CANCEL = Intent((), 3, block=50)
-MINED = Settlement(0, Hash("0x" + "cd" * 32), 7, 80_000, True, AGENTS[2])
+MINED = Settlement(0, Hash("0x" + "cd" * 32), 7, 80_000, True, AGENTS[2], DIGEST)
 STATE = with_intent(Settling(participants=tuple(AGENTS), period=2), INTENT)
 
 
@@ -326,22 +325,50 @@ def test_a_keeper_whose_transaction_was_mined_late_was_not_silent() -> None:
     assert [one.keeper for one in outcome.state.silences] == [AGENTS[3]]
 
 
-@dataclass(frozen=True)
-class Guarded(Settling, Watched):
-    """As `Settling`, and what is on record."""
-
-
 def test_a_keeper_that_was_silent_is_on_record_once_however_often_that_is_confirmed() -> None:
-    silences = (KeeperSilence(AGENTS[2], DIGEST, 2), KeeperSilence(AGENTS[3], DIGEST, 2))
-    fields = {one.name: getattr(SENDING, one.name) for one in dataclasses.fields(SENDING)}
-    guarded = Guarded(**{**fields, "silences": silences})
-    first = keep_settlement(guarded, all_say(MINED))
+    silences = (KeeperSilence(AGENTS[2], DIGEST, 2), KeeperSilence(AGENTS[3], DIGEST, 1, RoundNumber(7)))
+    silent = replace(SENDING, silences=silences)
+    first = keep_settlement(silent, all_say(MINED))
     assert first is not None
-    again = keep_settlement(replace(guarded, offences=first.state.offences), all_say(MINED))  # after a deep reorg
+    again = keep_settlement(replace(silent, offences=first.state.offences), all_say(MINED))  # after a deep reorg
     for outcome in (first, again):
         assert outcome is not None
         (offence,) = outcome.state.offences.latest
-        assert (offence.kind, offence.member, offence.evidence) == ("keeper silence", AGENTS[3], DIGEST)
+        assert offence == Offence("keeper silence", AGENTS[3], Height(0), RoundNumber(7), PeriodNumber(1), DIGEST)
+
+
+def test_a_keeper_that_was_silent_is_on_record_also_where_the_next_intent_is_signed_already() -> None:
+    later = Hash("0x" + "ef" * 32)
+    silences = (KeeperSilence(AGENTS[3], DIGEST, 2), KeeperSilence(AGENTS[0], later, 2))
+    state = replace(mined(3, 4), silences=silences, signatures=tuple(signed(n, later) for n in range(3)))
+    outcome = keep_report(state, all_say(Report(True, MINED)))
+    assert outcome is not None
+    assert [one.member for one in outcome.state.offences.latest] == [AGENTS[3]]
+
+
+def test_nobody_is_on_record_where_anything_but_what_its_keeper_had_to_send_was_executed() -> None:
+    state = replace(SENDING, silences=(KeeperSilence(AGENTS[3], DIGEST, 2),))
+    outcome = keep_settlement(state, all_say(replace(MINED, digest=Hash("0x" + "ef" * 32))))
+    assert outcome is not None
+    assert outcome.state.offences.latest == ()
+
+
+def test_a_keepers_silence_is_on_record_with_the_round_that_it_let_pass_and_the_block_that_settled() -> None:
+    edges = {**BEHIND, (register, "DONE"): order, (order, "DONE"): sign, (pause, "DONE"): order}
+    again = {(register, "ROUND_TIMEOUT"): register}
+    service = Service("payer", state=Settling, start=register, transitions={**edges, **again}, otherwise=pause)
+    period = replace(Period.start(service, AGENTS), round=send, state=SENDING, sequence=9, clock_ms=1)
+    period, settled = period.end_block(1 + send.timeout_ms)
+    assert settled is not None
+    assert (settled.event, settled.sequence) == ("ROTATE", 9)
+    period, record = taken_back(period, Offences(), Height(20), RoundNumber(settled.sequence))
+    assert record == Offences()
+    state: Any = period.state
+    assert state.silences == (KeeperSilence(AGENTS[2], DIGEST, 2, RoundNumber(9)),)
+    outcome = keep_settlement(state, all_say(replace(MINED, sender=AGENTS[3])))
+    assert outcome is not None
+    _, record = taken_back(replace(period, state=outcome.state), record, Height(22), RoundNumber(11))
+    assert record.latest == (Offence("keeper silence", AGENTS[2], Height(22), RoundNumber(9), PeriodNumber(2), DIGEST),)
 
 
 # ---- review

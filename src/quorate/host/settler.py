@@ -148,7 +148,7 @@ class SafeSettler:
             self._told.add(found.tx)
             self._journal.emit("mined", tx=found.tx, gas=found.gas, block=found.block)
         which = digests.index(found.digest) if found.digest in digests else -1
-        return Settlement(which, found.tx, found.block, found.gas, found.success, found.sender)
+        return Settlement(which, found.tx, found.block, found.gas, found.success, found.sender, found.digest)
 
     async def _find(self, digests: list[Hash], nonce: int, begin: int, end: int) -> Execution | None:
         for digest in digests:

@@ -29,13 +29,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from statistics import median_low
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 from quorate.errors import ChainError
-from quorate.fsm import AnyRound, Context, Outcome, State, Votes, agree, keep, with_deadline
-from quorate.offences import charge
+from quorate.fsm import AnyRound, Context, Outcome, Votes, agree, keep, with_deadline
+from quorate.offences import THIS_ROUND, Watched, charge
 from quorate.signatures import recover
-from quorate.units import Address, Call, Hash
+from quorate.units import Address, Call, Hash, PeriodNumber, RoundNumber
 
 __all__ = [
     "MAX_AHEAD",
@@ -112,6 +112,8 @@ class Settlement:
     gas: int
     success: bool
     sender: Address
+    digest: Hash = Hash("0x")
+    """The Safe transaction's hash, whoever agreed on it."""
 
 
 @dataclass(frozen=True)
@@ -141,11 +143,13 @@ class KeeperSilence:
     keeper: Address
     digest: Hash
     period: int
+    round: RoundNumber = THIS_ROUND
+    """In which its time passed; 0 until that block is over."""
 
 
 @dataclass(frozen=True)
-class Settling(State):
-    """The state of a service that settles."""
+class Settling(Watched):
+    """The state of a service that settles; keepers that let their time pass go on record (`quorate.offences`)."""
 
     keeper: Address = Address("")
     intent: Intent | None = None
@@ -166,7 +170,13 @@ class Settling(State):
     remembered: tuple[Settled, ...] = keep(())
     """The last final nonces, oldest first, at most 4."""
     silences: tuple[KeeperSilence, ...] = keep(())
-    """Offences of keepers, oldest first, at most 100. Where the state is `Watched`, too, they go on record."""
+    """Keepers' times that passed, oldest first, at most 100. On record once another keeper has done better."""
+
+    def ended_in(self, ended: RoundNumber) -> Self:
+        """With the round's number in what its rule has noted."""
+        if all(one.round for one in self.silences):
+            return self
+        return replace(self, silences=tuple(one if one.round else replace(one, round=ended) for one in self.silences))
 
 
 class Settler(Protocol):
@@ -420,11 +430,12 @@ def _settled(state: S, settlement: Settlement) -> Outcome[Literal["DONE", "FAILE
         used=used,
         reached=max(used, state.reached),
         remembered=(*state.remembered, final)[-REMEMBERED:],
-        silences=tuple(one for one in state.silences if not _has_sent(one, settlement, state)),
+        silences=tuple(one for one in state.silences if not _has_sent(one, settlement)),
     )
-    for one in state.silences:
-        if one.digest == _digest_of(state) and not _has_sent(one, settlement, state):
-            settled = charge(settled, "keeper silence", one.keeper, one.digest)
+    for one in settled.silences:
+        if one.digest == settlement.digest:
+            found = PeriodNumber(one.period)
+            settled = charge(settled, "keeper silence", one.keeper, one.digest, sequence=one.round, period=found)
     return Outcome("DONE" if is_done else "FAILED", settled)
 
 
@@ -566,8 +577,8 @@ def _digest_of(state: Settling) -> Hash:
     return state.signatures[0][1].digest if state.signatures else Hash("0x")
 
 
-def _has_sent(silence: KeeperSilence, settlement: Settlement, state: Settling) -> bool:
-    return silence.keeper == settlement.sender and silence.digest == _digest_of(state)
+def _has_sent(silence: KeeperSilence, settlement: Settlement) -> bool:
+    return (silence.keeper, silence.digest) == (settlement.sender, settlement.digest)
 
 
 def _is_signed_by(sender: Address, payload: SafeSignature) -> bool:

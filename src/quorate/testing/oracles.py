@@ -22,7 +22,7 @@ from quorate.frozen import changed
 from quorate.fsm import BACK, NO_MAJORITY, ROUND_TIMEOUT, AnyRound, Outcome, Period, Service, Votes, codec
 from quorate.fsm.state import is_kept
 from quorate.offences import PROVED, Watched, informed
-from quorate.units import Address
+from quorate.units import Address, RoundNumber
 
 __all__ = ["INVARIANTS", "Judge", "Violation"]
 
@@ -357,7 +357,7 @@ class Judge:
         agreed = period.state if outcome is None else outcome.state
         self.require(
             "rule settles" if outcome is not None else "interrupts",
-            (event, _with_record(agreed, after.state)) == (settled.event, after.state),
+            (event, _with_record(agreed, after.state, settled.sequence)) == (settled.event, after.state),
             lambda: f"{period.round} ended with {settled.event}, its rule says {outcome}, interrupts {due}",
         )
         self.require("deadline kept", settled.event != ROUND_TIMEOUT or is_over, f"{period.round} timed out early")
@@ -503,6 +503,8 @@ class Judge:
         self.require("read back as written", same, f"the state of height {replica.height} reads back otherwise")
 
 
-def _with_record(state: Any, after: Any) -> Any:
-    """`state` with the record that `after` holds: the machine writes it, not the rule."""
-    return dataclasses.replace(state, offences=after.offences) if isinstance(state, Watched) else state
+def _with_record(state: Any, after: Any, ended: int) -> Any:
+    """`state` with the record that `after` holds, and the round's number: the machine writes them, no rule."""
+    if not isinstance(state, Watched):
+        return state
+    return dataclasses.replace(state.ended_in(RoundNumber(ended)), offences=after.offences)
