@@ -219,7 +219,7 @@ def _private(key: Ed25519PrivateKey) -> dict[str, str]:
 
 def _write_private(path: Path, document: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    replace_file(path, (json.dumps(document, indent=2) + "\n").encode(), mode=0o600)
+    replace_file(path, (json.dumps(document, indent=2) + "\n").encode(), mode=0o600, is_synced=False)
 
 
 def _public_bytes(key: Ed25519PrivateKey) -> bytes:

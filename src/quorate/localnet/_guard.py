@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 MARKS = "QUORATE_MARKS"  # environment variable: the marks of all the runs that a process belongs to, colon-separated
-_SWEEPS = 50  # a process may fork while we look; each sweep finds what the one before let slip
+_SWEEP_FOR_S = 10.0  # a process may fork while we look, and a busy machine takes its time to end one
 _SWEEP_PAUSE_S = 0.02
 
 
@@ -45,6 +45,12 @@ def start_time(pid: int) -> int:
     return stat.started if stat else 0
 
 
+def has_ended(child: Tracked) -> bool:
+    """Whether the child itself has, though its parent may not have looked yet."""
+    stat = _stat(child.pid)
+    return stat is None or stat.state in "ZX" or stat.started != child.started
+
+
 def processes_of(children: Iterable[Tracked]) -> list[int]:
     """The ids of all living processes that belong to these children: themselves and their descendants."""
     signs = _Signs.of(children)
@@ -55,10 +61,8 @@ def kill_all(children: Iterable[Tracked]) -> list[int]:
     """Kill these children and their descendants; return the ids of those that had to be killed."""
     signs = _Signs.of(children)
     killed: list[int] = []
-    for _ in range(_SWEEPS):
-        found = [pid for pid in _all_pids() if signs.are_on(pid)]
-        if not found:
-            break
+    deadline = time.monotonic() + _SWEEP_FOR_S
+    while (found := [pid for pid in _all_pids() if signs.are_on(pid)]) and time.monotonic() < deadline:
         killed += [pid for pid in found if _kill(pid, signs) and pid not in killed]
         time.sleep(_SWEEP_PAUSE_S)
     return killed

@@ -30,14 +30,14 @@ from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
 from quorate.errors import QuorateError, SetupError
-from quorate.localnet._guard import MARKS, Tracked, kill_all, processes_of, start_time
+from quorate.localnet._guard import MARKS, Tracked, has_ended, kill_all, processes_of, start_time
 
 __all__ = ["Child", "ChildExited", "Supervisor", "Usage", "run"]
 
 T = TypeVar("T")
 _PR_SET_PDEATHSIG = 1
 _GRACE_S = 8.0  # vLLM needs the longest to end by itself: about 5 s
-_ECHO_S = 0.1  # an error in the block may be the echo of a child's end (a refused connection): time to notice the end
+_ECHO_S = 0.1  # an error in the block may be the echo of a child's end (a refused connection): time to end wholly
 _TAIL_BYTES = 32 * 1024
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -174,7 +174,7 @@ class Supervisor:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await _to_the_end(self._stop_all(after_s=_ECHO_S if isinstance(error, Exception) else 0))
+        await _to_the_end(self._stop_all(may_be_echo=isinstance(error, Exception)))
         if self._has_cancelled_owner:
             self._owner.uncancel()
         is_cancelled_from_outside = self._owner.cancelling() > self._cancels_before
@@ -262,8 +262,12 @@ class Supervisor:
         self._has_cancelled_owner = True
         self._owner.cancel()
 
-    async def _stop_all(self, after_s: float) -> None:
-        await asyncio.sleep(after_s)
+    async def _stop_all(self, may_be_echo: bool) -> None:
+        if may_be_echo:
+            await asyncio.sleep(_ECHO_S)
+            ended = [child for child in self.children if has_ended(child.tracked)]
+            await asyncio.gather(*(child.wait() for child in ended))
+            await asyncio.sleep(0)  # its watcher has heard of it before us, and comes first
         self._is_stopping.set()
         for child in self.children:
             child.is_ending = True  # before the first one stops: its end may take others with it
