@@ -169,9 +169,15 @@ def _settlements(on: Stage) -> int:
 
 async def _agents_have_seen_it(on: Stage, settlements: int) -> None:
     """Wait until a quorum has agreed on what the chain says of its transaction; the chain says it a moment earlier."""
-    async with asyncio.timeout(VOTE_TIMEOUT_S):
-        while _settlements(on) == settlements:  # noqa: ASYNC110  (other processes tell the story)
-            await asyncio.sleep(0.05)
+    try:
+        async with asyncio.timeout(VOTE_TIMEOUT_S):
+            while _settlements(on) == settlements:  # noqa: ASYNC110  (other processes tell the story)
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        raise ChainError(
+            f"the vote is on the chain, and after {VOTE_TIMEOUT_S:g} s the agents have not agreed that it is",
+            fix=f"What they said is in {on.run.events} and {on.run.logs}.",
+        ) from None
 
 
 async def _enact(tell: Callable[[str], None], dao: LocalDao, proposal: Proposal) -> bool:

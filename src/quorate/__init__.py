@@ -37,6 +37,8 @@ from quorate.rounds.rules import (
 )
 from quorate.units import Address, Bps, Call, Hash, Wei
 
+__version__ = "0.1.0"
+
 __all__ = [
     "BACK",
     "NO_MAJORITY",

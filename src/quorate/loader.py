@@ -6,15 +6,17 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import sys
+import traceback
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from quorate.errors import ConfigError, ServiceError
+from quorate.errors import ConfigError, QuorateError, ServiceError
 from quorate.fsm import Service, codec
 from quorate.service_yaml import Document, read
 
@@ -137,7 +139,9 @@ def _config(service: Service, layers: _Layers) -> Any:
 
 def _fit(hint: Any, value: Any, name: str, where: str) -> Any:
     """`value` as a `hint`; settings are not agreed on, so floats may be among them."""
-    if hint is float and type(value) in (int, float):
+    if hint is float:
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise ConfigError(f"{where}: {name}: {value!r}; expected a finite number")
         return float(value)
     try:
         return codec.conform(hint, value)
@@ -174,8 +178,15 @@ def _import(file: Path) -> types.ModuleType:
     sys.modules[name] = module  # before it runs: dataclasses look their module up to resolve annotations
     try:
         spec.loader.exec_module(module)
-    except (ImportError, SyntaxError) as error:
-        raise ConfigError(f"{file} cannot be imported: {error}") from error
+    except QuorateError:
+        raise
+    except Exception as error:  # whatever a user's module may raise: told as one sentence, with where
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        where = "" if isinstance(error, SyntaxError) else f" ({at.filename}, line {at.lineno})"
+        raise ConfigError(
+            f"{file} cannot be imported: {type(error).__name__}: {error}{where}",
+            fix="QUORATE_DEBUG=1 shows the whole way there.",
+        ) from error
     finally:
         if getattr(module, "service", None) is None:
             sys.modules.pop(name, None)

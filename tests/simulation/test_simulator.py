@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from quorate.errors import ConfigError
 from quorate.testing import campaign
 from quorate.testing.campaign import load_subject, plan_of, run_campaign, run_workers, shrink, worker
 from quorate.testing.consensus import EPOCH_S
@@ -26,7 +27,9 @@ HELLO, DELEGATE = SERVICES / "hello_world", SERVICES / "delegate"
 @pytest.mark.needs("python")
 def test_the_same_seed_leaves_the_same_trace_in_processes_with_other_hash_seeds() -> None:
     request = {"folder": str(HELLO), "seeds": [1, 5]}
-    first, second = (list(run_workers([request], hash_seed=seed)) for seed in (11, 4242))
+    heard: list[int] = []
+    first, second = (list(run_workers([request], seed, heard.append)) for seed in (11, 4242))
+    assert sum(heard) == 4, "each line is heard of when it comes"
     assert [line["trace"] for line in first] == [line["trace"] for line in second]
     assert len({line["trace"] for line in first}) == 2, "and another seed another one"
 
@@ -132,8 +135,14 @@ def test_a_campaign_sums_up_its_seeds() -> None:
     assert set(found.faults) <= set(FAULTS)
 
 
+def test_a_kind_of_fault_that_there_is_not_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="no kind of fault named 'reorgs'") as refused:
+        run_campaign(HELLO, (0,), without=("reorgs",))
+    assert refused.value.fix == "Did you mean 'EVM reorg'?"
+
+
 def test_a_campaign_that_runs_each_seed_twice_names_those_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(requests: Sequence[Mapping[str, Any]], hash_seed: int) -> Iterator[dict[str, Any]]:
+    def run(requests: Sequence[Mapping[str, Any]], hash_seed: int, on_lines: object) -> Iterator[dict[str, Any]]:
         for line in worker({**requests[0], "seeds": [0, 2]}):
             yield {**line, "trace": f"{line['trace']} {hash_seed}"} if line["seed"] else line
 

@@ -71,8 +71,12 @@ def test_a_missing_folder_without_neighbours_says_what_to_name(tmp_path: Path) -
         (None, "has no service.py"),
         ("x = 1", "defines nothing named service; expected a quorate.Service"),
         ("service = 1", "defines a int named service"),
-        ("import no_such_module_anywhere", "cannot be imported: No module named 'no_such_module_anywhere'"),
+        (
+            "import no_such_module_anywhere",
+            "cannot be imported: ModuleNotFoundError: No module",
+        ),
         ("def (", "cannot be imported: .*syntax"),
+        ("x = 1\ny = Quorum", r"cannot be imported: NameError: name 'Quorum' .*service.py, line 2"),
         (CODE.format(name="other", word=""), "is named 'other', its folder 'broken'"),
     ],
 )
@@ -137,7 +141,8 @@ def test_an_empty_file_means_four_agents_and_the_defaults(tmp_path: Path) -> Non
         ("config: {safe: '0xA', zzz: 1}", "unknown key 'zzz'", r"It takes \['greeting', 'pause_s', 'safe', 'tries'\]"),
         ("config: {safe: 0xA}", "safe: 10 is no Address", "quotes"),
         ("config: {safe: '0xA', tries: many}", "tries: 'many' is no int", ""),
-        ("config: {safe: '0xA', pause_s: soon}", "pause_s: ", ""),
+        ("config: {safe: '0xA', pause_s: soon}", "pause_s: 'soon'; expected a finite number", ""),
+        ("config: {safe: '0xA', pause_s: .nan}", "pause_s: nan; expected a finite number", ""),
         ("config: {}", "safe is missing in config", "it is Address"),
     ],
 )

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -36,6 +37,15 @@ def test_help_names_every_command_and_the_first_two_to_type() -> None:
     assert all(f"\n  {name} " in shown for name in group.COMMANDS)
     assert "./quorate demo" in shown
     assert "./quorate doctor" in shown
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert CliRunner().invoke(group.main, ["--version"]).output == f"quorate, version {project['version']}\n"
+
+
+def test_the_help_of_test_is_ours() -> None:
+    assert "./quorate test -m" in CliRunner().invoke(test_command.test, ["--help"]).output
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -82,6 +82,8 @@ async def test_nothing_is_asked_where_the_migration_fails_or_nobody_answers(
         with pytest.raises(ConfigError, match="cannot take over"):
             await change([file], ROOT, ROOT / NEW, wait_s=0)
     assert AgentFile.load(tmp_path).next == ""
+    with pytest.raises(ConfigError, match="is the service hello_world; these agents run ledger"):
+        await change([file], ROOT, ROOT / "services/hello_world", wait_s=0)
     with pytest.raises(ConfigError, match="is not below"):
         await change([file], ROOT, tmp_path, wait_s=0)
     with pytest.raises(NoAgent):

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import click
 
+from quorate import __version__
 from quorate.errors import SetupError
 
 __all__ = ["COMMANDS", "main"]
@@ -67,6 +68,7 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="quorate")
 def main() -> None:
     """Autonomous agent services that act only when a quorum of agents agrees.
 

@@ -27,7 +27,7 @@ FOLDER = Path("tests/transcripts")
 
 
 @click.command()
-@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--record", "target", type=click.Path(path_type=Path), help="Record the running network to this file.")
 @click.option("--run", "name", help="With --record: which run; else the newest that runs.")
 @click.option("--periods", type=click.IntRange(1), default=1, show_default=True, help="With --record: how many.")

@@ -48,7 +48,8 @@ async def _run(root: Path, service: Path, cometbft: Path, count: int, periods: i
             story, folder = on.story, on.run
             wallets = [Wallet.create() for _ in range(count)]
             on.name({wallet.address: f"agent-{number}" for number, wallet in enumerate(wallets, 1)})
-            with on.step(f"start {count} agent{'s' if count > 1 else ''}, each with its validator"):
+            what = f"{count} agents, each with its validator" if count > 1 else "1 agent with its validator"
+            with on.step(f"start {what}"):
                 await stack.enter_async_context(
                     agents(on.supervisor, on.run, root=root, service=service, wallets=wallets, cometbft=cometbft)
                 )

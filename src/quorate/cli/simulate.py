@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,12 +20,12 @@ _SHARE = 0.95  # of the planted bugs: with less the simulator is too blind to be
 
 
 @click.command()
-@click.argument("service", type=click.Path(path_type=Path), metavar="SERVICE", required=False)
+@click.argument("service", type=click.Path(path_type=Path), metavar="[SERVICE]", required=False)
 @click.option("--seeds", default=100, show_default=True, type=click.IntRange(1), help="How many seeds.")
 @click.option("--seed", default=0, show_default=True, help="The first one.")
-@click.option("--without", multiple=True, help="Leave a kind of fault out (may be repeated).")
+@click.option("--without", multiple=True, help="Leave a kind of fault out (repeatable): see docs/reliability.md.")
 @click.option("--workers", type=click.IntRange(1), help="Processes; as many as cores if not told.")
-@click.option("--rounds", default=0, help="Let the faults go on until so many rounds have ended.")
+@click.option("--rounds", default=0, type=click.IntRange(0), help="Faults go on until so many rounds have ended.")
 @click.option("--twice", is_flag=True, help="Run each seed in a second process as well; both must do the same.")
 @click.option("--planted", is_flag=True, help="Plant known bugs into the code instead, and count how many are caught.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
@@ -51,7 +53,13 @@ def simulate(
     from quorate.testing.campaign import run_campaign
 
     found = run_campaign(
-        service, range(seed, seed + seeds), workers=workers, without=without, rounds=rounds, twice=twice
+        service,
+        range(seed, seed + seeds),
+        workers=workers,
+        without=without,
+        rounds=rounds,
+        twice=twice,
+        on_seeds=_Progress(seeds * (1 + twice)),
     )
     for failure in found.failures:
         click.echo(f"seed {failure.seed} broke: {', '.join(failure.invariants)}", err=as_json)
@@ -70,6 +78,27 @@ def simulate(
         )
     if found.violations or found.differing:
         raise SystemExit(1)
+
+
+class _Progress:
+    """Says on stderr how far it is: each second in a terminal, each half minute in a log."""
+
+    def __init__(self, total: int) -> None:
+        self._done, self._total, self._is_live = 0, total, sys.stderr.isatty()
+        self._began = self._told = time.monotonic()
+
+    def __call__(self, count: int) -> None:
+        """So many more have run."""
+        self._done += count
+        now = time.monotonic()
+        is_last = self._done == self._total
+        if now - self._told < (1 if self._is_live else 30) and not (is_last and self._told > self._began):
+            return
+        self._told = now
+        left_s = (now - self._began) * (self._total - self._done) / max(1, self._done)
+        text = f"{self._done} of {self._total} seeds" + (f", {left_s:.0f} s left" if not is_last else "")
+        end = "\n" if is_last or not self._is_live else ""
+        click.echo(f"\r\033[K{text}{end}" if self._is_live else text, err=True, nl=not self._is_live)
 
 
 def _plant(workers: int | None, as_json: bool) -> None:

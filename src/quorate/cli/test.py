@@ -19,13 +19,14 @@ _ALL = (Tool.COMETBFT, Tool.EVM, Tool.MODEL_ENV, Tool.MODELS)
 
 
 @click.command(
-    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []}
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": ["--help"]}
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def test(arguments: tuple[str, ...]) -> None:
     """Run the tests; sets up what the selected ones need.
 
-    ARGUMENTS are pytest's: `./quorate test -m "not integration"` runs in under a minute and downloads no tools.
+    ARGUMENTS are pytest's (`./quorate test -h` shows them). `./quorate test -m "not integration"` takes less than a
+    minute and downloads no tools; it uses all cores, as long as it is not asked for one file, -s or --pdb.
     """
     site = Site.here()
     chosen = _absolute(arguments)

@@ -90,6 +90,12 @@ async def change(
     """
     place = _place(root, folder) if folder else files[0].service
     service = load_service(root / place)
+    running = load_service(root / files[0].service).name
+    if service.name != running:
+        raise ConfigError(
+            f"{place} is the service {service.name}; these agents run {running}",
+            fix=f"Name the folder of another version of {running}.",
+        )
     target = Target.of(service, load_settings(service, root / place, files[0].config).config_hash())
     rehearse(service, stored_state(files[0].home / "state.db"))
     asking = named(files, chosen)

@@ -92,9 +92,10 @@ def find_run(root: Path, name: str | None = None, *, alive: bool = True) -> RunD
         raise ConfigError(
             f"no run is named {name}", fix=f"There are {', '.join(run.name for run in known[:5]) or 'none'}."
         )
+    last = f" What the last one left is in {known[0].path}." if known else ""
     raise ConfigError(
         f"no service runs from {root}" if alive else f"nothing has run from {root}",
-        fix="Start one: ./quorate run services/hello_world",
+        fix=f"Start one: ./quorate run services/hello_world.{last}",
     )
 
 

@@ -8,18 +8,21 @@ import gc
 import importlib.util
 import json
 import os
+import selectors
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from quorate.errors import QuorateError
+from quorate.errors import ConfigError, QuorateError
 from quorate.loader import load_service, load_settings
-from quorate.testing.faults import Plan
+from quorate.testing.faults import FAULTS, Plan
 from quorate.testing.simulation import Report, Subject, simulate
 from quorate.testing.world import World
 
@@ -87,24 +90,31 @@ def run_campaign(
     rounds: int = 0,
     twice: bool = False,
     hash_seed: int = 1,
+    on_seeds: Callable[[int], None] = lambda count: None,
 ) -> Campaign:
     """Simulate every seed; failing ones (the first three) are shrunk.
 
     `rounds`: the first phase goes on until so many have ended. `twice`: every seed runs in a second process, with
-    another hash seed, and must leave the same trace there.
+    another hash seed, and must leave the same trace there. `on_seeds` hears of so many more that have run.
     """
+    if unknown := sorted({*without} - {*FAULTS}):
+        near = get_close_matches(unknown[0], FAULTS, 1)
+        raise ConfigError(
+            f"there is no kind of fault named {unknown[0]!r}",
+            fix=f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(FAULTS)}.",
+        )
+    subject = load_subject(folder)  # what is wrong with it is told here, not by a process
     began = time.monotonic()
     count = max(1, min(workers or os.cpu_count() or 1, len(seeds)))
     batches = [list(seeds[i::count]) for i in range(count)]
     requests = [
         {"folder": str(folder), "seeds": batch, "without": list(without), "rounds": rounds} for batch in batches
     ]
-    lines = list(run_workers(requests, hash_seed))
-    again = run_workers(requests, hash_seed + _OTHER_HASH_SEEDS) if twice else lines
+    lines = list(run_workers(requests, hash_seed, on_seeds))
+    again = run_workers(requests, hash_seed + _OTHER_HASH_SEEDS, on_seeds) if twice else lines
     differing = [one["seed"] for one, other in zip(lines, again, strict=True) if one["trace"] != other["trace"]]
     broken = sorted((line for line in lines if line["violations"]), key=lambda line: int(line["seed"]))
-    subject = load_subject(folder) if broken else None
-    failures = [shrink(subject, folder, int(line["seed"]), without, rounds) for line in broken[:3]] if subject else []
+    failures = [shrink(subject, folder, int(line["seed"]), without, rounds) for line in broken[:3]]
     checks: Counter[str] = Counter()
     for line in lines:
         checks.update(line["checks"])
@@ -185,31 +195,47 @@ def _line(report: Report) -> dict[str, Any]:
     }
 
 
-def run_workers(requests: Sequence[Mapping[str, Any]], hash_seed: int) -> Iterator[dict[str, Any]]:
-    """One process a request; their lines, request by request."""
+def run_workers(
+    requests: Sequence[Mapping[str, Any]], hash_seed: int, on_lines: Callable[[int], None] = lambda count: None
+) -> Iterator[dict[str, Any]]:
+    """One process a request; their lines, request by request. `on_lines` hears of so many more as they come."""
     with contextlib.ExitStack() as stack:
-        children = []
+        errors = [stack.enter_context(tempfile.TemporaryFile()) for _ in requests]
+        children, said = [], [bytearray() for _ in requests]
         for index, request in enumerate(requests):
             environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed + index)}
             environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
             command = [sys.executable, "-P", "-m", "quorate.testing.campaign"]
+            pipe = subprocess.PIPE
             child = stack.enter_context(
-                subprocess.Popen(
-                    command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-                )
+                subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=errors[index])
             )
             stack.callback(child.kill)
             children.append(child)
             assert child.stdin is not None  # noqa: S101  # piped
             child.stdin.write(json.dumps(request).encode())
             child.stdin.close()
-            child.stdin = None
-        for child in children:
-            out, err = child.communicate()
-            if child.returncode:
-                tail = err.decode(errors="replace").strip().splitlines()[-6:]
+        _read_all([child.stdout for child in children], said, on_lines)
+        for child, out, err in zip(children, said, errors, strict=True):
+            if child.wait():
+                err.seek(0)
+                tail = err.read().decode(errors="replace").strip().splitlines()[-6:]
                 raise QuorateError("a simulating process failed:\n" + "\n".join(tail))
             yield from (json.loads(line) for line in out.splitlines())
+
+
+def _read_all(pipes: Sequence[IO[bytes] | None], said: Sequence[bytearray], on_lines: Callable[[int], None]) -> None:
+    with selectors.DefaultSelector() as ready:
+        for pipe, heard in zip(pipes, said, strict=True):
+            assert pipe is not None  # noqa: S101  # piped
+            ready.register(pipe, selectors.EVENT_READ, heard)
+        while ready.get_map():
+            for key, _ in ready.select():
+                chunk = os.read(key.fd, 65_536)
+                if not chunk:
+                    ready.unregister(key.fileobj)
+                key.data.extend(chunk)
+                on_lines(chunk.count(b"\n"))
 
 
 def _shown(folder: Path) -> Path:
@@ -221,3 +247,4 @@ def _shown(folder: Path) -> Path:
 if __name__ == "__main__":
     for found in worker(json.load(sys.stdin)):
         sys.stdout.write(json.dumps(found) + "\n")
+        sys.stdout.flush()
