@@ -20,7 +20,7 @@ from unittest.mock import AsyncMock
 import pytest
 from coincurve import PrivateKey
 
-from quorate.chain import Fees, SafeTransaction, Wallet
+from quorate.chain import CallReverted, Fees, SafeTransaction, Wallet
 from quorate.errors import ChainError
 from quorate.fsm import AnyRound, Outcome, Votes, agree, keep
 from quorate.host.decision_maker import ExecutionRequest, IntentRequest
@@ -177,6 +177,7 @@ class World:
     def __post_init__(self) -> None:
         rng = self.rng = random.Random(self.seed)
         self.evm = Evm(rng)
+        self.evm.owners = AGENTS
         self.now = 0.0
         self.depth = rng.choice((1, 3, 7, 64)) if self.troubles else self.calm_depth
         self.block_s = rng.choice((0.25, 0.5)) if self.depth > 7 else rng.choice((0.5, 2.0))
@@ -548,6 +549,38 @@ def test_payments_that_were_final_and_are_gone_are_made_again_before_anything_ne
     world.run()
     world.check()
     assert world.settled == 6
+
+
+def test_what_a_deep_reorg_took_with_the_change_of_owners_behind_it_is_signed_by_the_old_owners() -> None:
+    """The first agent came with the second settlement: it is a member, and once more no owner."""
+    world = World(3, payments=4, troubles=False, calm_depth=2)
+    world.run(until=lambda: world.settled == 2)
+    world.evm.reorg(world.evm.head - GENESIS + 1, keeps=0.0)
+    for agent in world.agents:
+        agent.node.estimate = as_the_safe(world, agent.node)  # type: ignore[method-assign]
+    live = world.live
+
+    def live_on() -> None:
+        live()
+        world.evm.owners = AGENTS if world.evm.blocks[-1].safe_nonce >= 2 else AGENTS[1:]
+
+    world.live = live_on  # type: ignore[method-assign]
+    live_on()
+    world.run()
+    world.check()
+    assert world.settled == 6
+
+
+def as_the_safe(world: World, node: Node) -> Any:
+    """A signature of somebody who is no owner is refused."""
+    truth = node.estimate
+
+    async def estimate(call: Any, sender: Address) -> int:
+        if not {who for who, _ in world.state.signatures} <= set(world.evm.owners):
+            raise CallReverted("GS026")
+        return await truth(call, sender)
+
+    return estimate
 
 
 def test_one_account_has_one_transaction_in_flight_whatever_send_raw_says() -> None:

@@ -139,6 +139,16 @@ def test_the_boundary_signs_the_owner_calls_of_the_agreed_change_alone() -> None
         ask(agreed, swap, own("addOwnerWithThreshold", STRANGER, 3))
 
 
+def test_the_boundary_signs_the_last_change_of_owners_again_only_where_a_reorg_took_it_away() -> None:
+    swap = own("swapOwner", D, FOUR[1].address, member(4).address)
+    made = replace(with_change(BEGUN, SWAP), made=SWAP, reached=8)  # `ask` is for nonce 7
+    assert ask(made, swap)
+    with pytest.raises(OverLimit, match="does not allow"):
+        ask(replace(made, reached=7), swap)
+    with pytest.raises(OverLimit, match="does not allow"):
+        ask(made, own("swapOwner", D, FOUR[2].address, member(4).address))
+
+
 @pytest.mark.parametrize("call", attack_calls(SAFE, STRANGER))
 def test_the_boundary_refuses_every_attack_on_the_safe_also_while_owners_change(call: Call) -> None:
     with pytest.raises(OverLimit):
@@ -198,6 +208,7 @@ def test_the_members_change_only_after_the_owners_have_for_good() -> None:
     assert period.round is work
     assert period.state.roster == with_change(BEGUN, SWAP).roster
     assert (period.state.change, period.state.intent, period.state.unsettled) == (None, None, ())
+    assert period.state.made == SWAP
 
 
 def test_where_the_owners_do_not_change_the_members_stay() -> None:

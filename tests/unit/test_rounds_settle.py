@@ -15,6 +15,7 @@ from quorate.rounds import pause, register, same
 from quorate.rounds.settle import (
     MAX_AHEAD,
     MAX_UNSETTLED,
+    NO_OWNER,
     REFUSED,
     Intent,
     KeeperSilence,
@@ -140,7 +141,7 @@ def test_a_liar_cannot_move_the_block_out_of_the_honest_range(honest: list[int],
 class ScriptedSettler:
     def __init__(self, mined_after: int = 0, final_after: int = 0, succeeds: bool = True) -> None:
         self.asked, self.asked_final, self.pushed, self.mined_after = 0, 0, 0, mined_after
-        self.final_after, self.succeeds, self.vanishes_at = final_after, succeeds, 10**9
+        self.final_after, self.succeeds, self.vanishes_at, self.owns = final_after, succeeds, 10**9, True
         self.simulated: list[int | None] = []
 
     async def next_nonce(self) -> tuple[int, int]:
@@ -155,6 +156,9 @@ class ScriptedSettler:
 
     async def sign(self, intent: Intent) -> SafeSignature:
         return signed(0)[1]
+
+    async def is_owner(self) -> bool:
+        return self.owns
 
     async def push(self, intent: Intent, signatures: Any) -> None:
         self.pushed += 1
@@ -213,6 +217,28 @@ async def test_an_intent_that_would_revert_is_not_signed() -> None:
 
 async def test_where_the_nonce_is_used_up_already_the_agents_go_on_to_see_for_what() -> None:
     assert await sign.act(Ctx(ScriptedSettler(mined_after=0, succeeds=False)), STATE) == signed(0)[1]
+
+
+@pytest.mark.parametrize(
+    ("reached", "mined_after", "answer"),
+    [(INTENT.nonce, 9, signed(0)[1]), (INTENT.nonce + 1, 9, NO_OWNER), (INTENT.nonce + 1, 0, signed(0)[1])],
+)
+async def test_what_is_older_than_the_owners_change_that_a_reorg_took_is_left_to_the_old_owners(
+    reached: int, mined_after: int, answer: SafeSignature
+) -> None:
+    settler = ScriptedSettler(mined_after=mined_after)
+    settler.owns = False
+    assert await sign.act(Ctx(settler), replace(STATE, reached=reached)) == answer
+
+
+def test_an_agent_that_is_no_owner_refuses_nothing() -> None:
+    restored = replace(STATE, used=INTENT.nonce, reached=INTENT.nonce + 1)
+    outcome = keep_signatures(restored, votes(signed(0), (AGENTS[1], NO_OWNER), (AGENTS[2], NO_OWNER)))
+    assert outcome is not None
+    assert (outcome.event, outcome.state.unsettled) == ("NO_MAJORITY", (INTENT,))
+    outcome = keep_signatures(restored, votes((AGENTS[0], NO_OWNER), *(signed(n) for n in (1, 2, 3))))
+    assert outcome is not None
+    assert [who for who, _ in outcome.state.signatures] == AGENTS[1:]
 
 
 # ---- send

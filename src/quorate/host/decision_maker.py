@@ -191,13 +191,14 @@ class QuorateDecisionMaker(DecisionMakerHandler):
 
         Its operation is never asked for: a plain call, or MultiSendCallOnly at its one address for several calls, each
         of which has passed the owner's limits. An intent without calls is a no-op and needs no permission; nor do the
-        calls that make the members, whose change a quorum has agreed on, the Safe's owners, and no others.
+        calls that make the members, whose change a quorum has agreed on, the Safe's owners, and no others; also again,
+        where a reorg took the last change away.
         """
         state = self._agreed.period.state if self._agreed and self._agreed.period else None
         agreed: Intent | None = getattr(state, "intent", None)
         if agreed is None or intent != agreed:
             raise NotAgreed(f"the quorum's intent is {agreed}; the request is for {intent}")
-        if not _makes_owners_members(limits, state, intent.calls):
+        if not _makes_owners_members(limits, state, intent):
             _check_calls(limits, intent.calls)
         return SafeTransaction(intent.calls, intent.nonce)
 
@@ -245,12 +246,15 @@ class QuorateDecisionMaker(DecisionMakerHandler):
         return bytes(self._account.unsafe_sign_hash(digest).signature)
 
 
-def _makes_owners_members(limits: Limits, state: object, calls: tuple[Call, ...]) -> bool:
-    """Whether these calls change the Safe's owners exactly as the members are agreed to change."""
-    if not isinstance(state, OwnedMembership) or state.change is None:
+def _makes_owners_members(limits: Limits, state: object, intent: Intent) -> bool:
+    """Whether it changes the Safe's owners exactly as the members are agreed to change, or as they did last."""
+    if not isinstance(state, OwnedMembership):
         return False
-    come, go = owners_of(state.change)
-    return is_owner_change(calls, limits.safe, come=come, go=go, threshold=threshold_after(state))
+    change = state.change or (state.made if intent.nonce < state.reached else None)
+    if change is None:
+        return False
+    come, go = owners_of(change)
+    return is_owner_change(intent.calls, limits.safe, come=come, go=go, threshold=threshold_after(state))
 
 
 def _check_calls(limits: Limits, calls: tuple[Call, ...]) -> None:

@@ -113,6 +113,10 @@ class SafeSettler:
         self._journal.emit("signed", what="Safe transaction", digest=digest)
         return SafeSignature(digest=digest, signature="0x" + signature.hex())
 
+    async def is_owner(self) -> bool:
+        """Whether this agent is an owner of the Safe in the newest block."""
+        return self._signer.address in await self._safe.owners()
+
     async def push(self, intent: Intent, signatures: Mapping[Address, SafeSignature]) -> None:
         """See to it that a transaction with the signed intent is mined, at this agent's own expense.
 

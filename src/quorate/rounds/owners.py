@@ -53,6 +53,8 @@ class OwnedMembership(Membership, Settling):
 
     change: Change | None = keep(None)
     """Agreed, and not made yet."""
+    made: Change | None = keep(None)
+    """The last that was made: a reorg deeper than the depth that counts may take it away, and it is made again."""
 
 
 class OwnersContext(MembershipContext, SettleContext, Protocol):
@@ -73,7 +75,7 @@ def owners_of(change: Change) -> tuple[Address | None, Address | None]:
 
 
 def threshold_after(state: OwnedMembership) -> int:
-    """How many owners must sign once the agreed change is made: the quorum of the members."""
+    """How many owners must sign once the agreed change, if there is one, is made: the quorum of the members."""
     return quorum_of(len(state.change.made(state.roster)) if state.change else len(state.roster))
 
 
@@ -207,4 +209,4 @@ def _cleared(state: M) -> M:
 
 def _made(state: M) -> M:
     change = state.change
-    return _cleared(state) if change is None else with_change(_cleared(state), change)
+    return _cleared(state) if change is None else replace(with_change(_cleared(state), change), made=change)

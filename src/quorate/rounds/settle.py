@@ -39,6 +39,7 @@ from quorate.units import Address, Call, Hash, PeriodNumber, RoundNumber
 
 __all__ = [
     "MAX_AHEAD",
+    "NO_OWNER",
     "REFUSED",
     "REMEMBERED",
     "Intent",
@@ -96,6 +97,8 @@ class SafeSignature:
 
 REFUSED = SafeSignature(Hash("0x"), "0x")
 """The answer of an agent in whose simulation the calls fail: it counts for no transaction."""
+NO_OWNER = SafeSignature(Hash("0x"), "")
+"""The answer of an agent that is no owner of the Safe any more, or not again: a reorg took its owners' change away."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +202,10 @@ class Settler(Protocol):
 
     async def sign(self, intent: Intent) -> SafeSignature:
         """This agent's signature; refused where `intent` is not the agreed one."""
+        ...
+
+    async def is_owner(self) -> bool:
+        """Whether this agent is an owner of the Safe in the newest block."""
         ...
 
     async def push(self, intent: Intent, signatures: Mapping[Address, SafeSignature]) -> None:
@@ -349,11 +356,14 @@ async def sign(ctx: SettleContext, state: Any) -> SafeSignature:
     """Sign the agreed intent's Safe transaction, if its calls succeed at the agreed block.
 
     Where the nonce is used up already the signature does no harm, and the next round finds out for what it was used.
+    What is restored may be older than the last change of the Safe's owners: then who is none leaves it to the others.
     """
     intent = _intent_of(state)
     is_open = await ctx.settler.outcome(_alternatives(state, intent.nonce)) is None
     if is_open and not await ctx.settler.can_succeed(intent, intent.block):
         return REFUSED
+    if is_open and intent.nonce < state.reached and not await ctx.settler.is_owner():
+        return NO_OWNER
     return await ctx.settler.sign(intent)
 
 
