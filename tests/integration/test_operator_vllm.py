@@ -83,6 +83,30 @@ async def test_the_same_question_has_the_same_answer(running: Running) -> None:
     assert len(words) == 1
 
 
+async def test_a_stream_is_the_whole_answer_and_what_is_continued_fits_on(running: Running) -> None:
+    """vLLM's own counts, finish and continuing: the second half is asked for as another operator would be asked."""
+    asked = [{"role": "user", "content": "Tell me in two sentences what a quorum is."}]
+    whole = await running.client.chat(asked, model=TALKER, max_tokens=40)
+    async with running.client.stream(asked, model=TALKER, max_tokens=40) as stream:
+        parts = [text async for text in stream]
+    assert "".join(parts) == whole.text
+    assert len(parts) > 1
+    assert (stream.prompt_tokens, stream.completion_tokens) == (
+        whole.receipt.prompt_tokens,
+        whole.receipt.completion_tokens,
+    )
+    half = "".join(parts[: len(parts) // 2])
+    body = {
+        "model": TALKER,
+        "messages": [*asked, {"role": "assistant", "content": half}],
+        "temperature": 0.0,
+        "continue_final_message": True,
+        "add_generation_prompt": False,
+    }
+    async with running.client.forward_stream(body, 60) as rest:
+        assert (half + "".join([text async for text in rest])).startswith(whole.text)
+
+
 async def test_a_summary_that_is_cut_short_is_never_counted(running: Running) -> None:
     asked = [{"role": "user", "content": PROPOSAL}]
     with pytest.raises(NoAnswer, match="cut short") as caught:

@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, str] = {
     "upgrade": "Change the code of a running service.",
     "logs": "Show what the agents of a run have told.",
     "new": "Make a service that runs and has a passing test.",
+    "gateway": "Serve OpenAI's API in front of staked operators.",
     "doctor": "What is there, what is missing, what to do about each.",
     "setup": "Set up now what commands otherwise set up when needed.",
     "test": "Run the tests; sets up what the selected ones need.",

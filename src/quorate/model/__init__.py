@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quorate.model.call import Attempt, Declined, Limits, NoAnswer, Registry
+from quorate.model.call import Attempt, Declined, Limits, NoAnswer, Payer, Registry
 from quorate.model.client import Answer, Embedding, Forwarded, ModelClient
 from quorate.model.receipt import RECEIPT_HEADER, Receipt, SignedReceipt, hash_of
 from quorate.model.request import AUTH_HEADER, Authorization, ModelRequest, RequestSigner, WalletSigner
@@ -24,6 +24,7 @@ __all__ = [
     "ModelClient",
     "ModelRequest",
     "NoAnswer",
+    "Payer",
     "Receipt",
     "Registry",
     "RequestSigner",

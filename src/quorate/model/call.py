@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
@@ -26,7 +26,18 @@ from quorate.model.schema import parse_json
 from quorate.model.sse import DONE, Event, Tally, events, receipt_in
 from quorate.units import Address, Hash
 
-__all__ = ["Attempt", "Caller", "Declined", "Delivered", "HasChainId", "Limits", "NoAnswer", "Registry", "Watch"]
+__all__ = [
+    "Attempt",
+    "Caller",
+    "Declined",
+    "Delivered",
+    "HasChainId",
+    "Limits",
+    "NoAnswer",
+    "Payer",
+    "Registry",
+    "Watch",
+]
 
 _SHOWN = 160  # characters of an operator's own words in a reason
 _DRAIN_S = 0.5
@@ -96,6 +107,11 @@ class Declined(Refused):
         """Whether it found fault with what was asked: that says nothing against the operator."""
         return self.status in (400, 413, 422)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether it only asks to come again."""
+        return self.status in (429, 503)
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -103,6 +119,7 @@ class Attempt:
 
     operator: Address
     error: ModelError
+    was_asked: bool = True
 
     @property
     def reason(self) -> str:
@@ -136,6 +153,18 @@ class Watch(Protocol):
         ...
 
 
+class Payer(Protocol):
+    """Pays operators behind a client's questions."""
+
+    def headers(self, operator: Address) -> Mapping[str, str]:
+        """What goes with the next question to this operator: the voucher for what it is owed."""
+        ...
+
+    def owe(self, signed: SignedReceipt) -> None:
+        """Something that counts was delivered. Of a stream's receipts, which have one nonce, the last counts."""
+        ...
+
+
 class Delivered(NamedTuple):
     """Text of a stream that a receipt covers, the receipt, and why the answer ended if it did."""
 
@@ -164,6 +193,7 @@ class Caller:
         token: Callable[[], bytes] = lambda: secrets.token_bytes(32),
         asking: Callable[[Address, str], None] = lambda operator, model: None,
         watch: Watch | None = None,
+        payer: Payer | None = None,
     ) -> None:
         self._registry = registry
         self._signer = signer
@@ -172,6 +202,7 @@ class Caller:
         self._token = token
         self._asking = asking
         self._watch = watch
+        self._payer = payer
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -192,6 +223,8 @@ class Caller:
             counts = _usage_of(parse_json(answer, "the response"))
             self._check(signed, operator, model, question, hash_of(answer), counts)
             watched.tokens = sum(counts)
+            if self._payer is not None:
+                self._payer.owe(signed)
             return signed, answer, watched.waited_s
 
     async def stream(self, operator: Operator, model: str, body: bytes, most_tokens: int) -> AsyncGenerator[Delivered]:
@@ -217,6 +250,8 @@ class Caller:
                         counts = (tally.prompt_tokens, tally.completion_tokens)
                         self._check(signed, operator, model, question, tally.hash, counts)
                         watched.tokens = sum(counts)
+                        if self._payer is not None:
+                            self._payer.owe(signed)
                         if tally.finish is not None:
                             await _drained(response)
                             yield Delivered("".join(held), signed, tally.finish)
@@ -256,7 +291,8 @@ class Caller:
         signature = await self._signer.sign_request(request)
         who = Authorization(self._signer.address, request.time, request.nonce, signature)
         self._asking(operator.account, model)
-        return _Question(url, body, request, {AUTH_HEADER: who.header()})
+        paid = {} if self._payer is None else dict(self._payer.headers(operator.account))
+        return _Question(url, body, request, paid | {AUTH_HEADER: who.header()})
 
     @contextlib.asynccontextmanager
     async def _asked(self, question: _Question, watched: _Watched) -> AsyncIterator[aiohttp.ClientResponse]:

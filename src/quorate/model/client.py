@@ -24,7 +24,7 @@ from typing import Any, Generic, Self, TypeVar, overload
 
 from quorate.chain import Operator, Wallet
 from quorate.errors import ConfigError, Malformed, ModelError, Refused
-from quorate.model.call import Attempt, Caller, Declined, Limits, NoAnswer, Registry
+from quorate.model.call import Attempt, Caller, Declined, Limits, NoAnswer, Payer, Registry
 from quorate.model.fields import CHAT, EMBEDDINGS, TASKS, is_structured
 from quorate.model.receipt import Receipt, SignedReceipt
 from quorate.model.request import RequestSigner, WalletSigner
@@ -121,10 +121,12 @@ class ModelClient:
         token: Callable[[], bytes] = lambda: secrets.token_bytes(32),
         asking: Callable[[Address, str], None] = lambda operator, model: None,
         router: Router | None = None,
+        payer: Payer | None = None,
     ) -> None:
         """`model` is what `ask` uses. `now` and `token` are the clock and the source of nonces, for tests.
 
-        `router` orders the operators for each question; None: the order is drawn (see above). `asking` is told which
+        `router` orders the operators for each question; None: the order is drawn (see above). `payer` is told what is
+        owed, and says what goes with a question. `asking` is told which
         operator is about to be asked for which model: whoever watches can say whom we wait for.
         """
         self._registry = registry
@@ -133,7 +135,9 @@ class ModelClient:
         self._limits = limits or Limits()
         self._token = token
         self._router = router
-        self._caller = Caller(registry, self._signer, self._limits, now=now, token=token, asking=asking, watch=router)
+        self._caller = Caller(
+            registry, self._signer, self._limits, now=now, token=token, asking=asking, watch=router, payer=payer
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -347,7 +351,7 @@ def _varied(asked: Mapping[str, Any], turn: int) -> dict[str, Any]:
 def _candidates(operators: Sequence[Operator], model: str) -> tuple[list[Operator], list[Attempt]]:
     """The operators to ask for `model`, and those that serve it but are passed over."""
     serving = [one for one in operators if one.model(model) is not None]
-    passed = [Attempt(one.account, Refused(reason)) for one in serving if (reason := _not_active(one))]
+    passed = [Attempt(one.account, Refused(reason), was_asked=False) for one in serving if (reason := _not_active(one))]
     return [one for one in serving if not _not_active(one)], passed
 
 

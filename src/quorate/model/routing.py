@@ -24,7 +24,6 @@ from quorate.units import Address
 
 __all__ = ["Measured", "Router", "Seen"]
 
-_BUSY = (429, 503)
 _SETUP_TOKENS = 16  # what a question costs beside its tokens, in tokens
 _UNKNOWN_PACE_S = 1.0
 _WEIGHT = 0.2  # of the newest measurement
@@ -123,7 +122,7 @@ class Measured:
             seen.answered += 1
             seen.failures = seen.opened = seen.declined = 0
             seen.rests_until = 0.0
-        elif isinstance(error, Declined) and (error.blames_request or error.status in _BUSY):
+        elif isinstance(error, Declined) and (error.blames_request or error.is_busy):
             seen.declined += 1
         else:
             seen.failed += 1

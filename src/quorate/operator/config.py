@@ -20,7 +20,7 @@ from quorate.errors import ConfigError
 from quorate.operator.model_server import ServedModel
 from quorate.units import Address, Hash, Wei
 
-__all__ = ["EvmConfig", "LimitsConfig", "ModelConfig", "OperatorConfig"]
+__all__ = ["EvmConfig", "LimitsConfig", "ModelConfig", "OperatorConfig", "read_fields"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,12 +188,12 @@ class OperatorConfig:
     @classmethod
     def from_json(cls, raw: Any, folder: Path) -> OperatorConfig:
         """The configuration that JSON says, its relative paths taken from `folder`."""
-        top = _fields(cls, raw, "the file")
-        top["evm"] = EvmConfig(**_fields(EvmConfig, top["evm"], "evm"))
+        top = read_fields(cls, raw, "the file")
+        top["evm"] = EvmConfig(**read_fields(EvmConfig, top["evm"], "evm"))
         models = top["models"] if isinstance(top["models"], list) else [top["models"]]
         top["models"] = tuple(_model(one, f"models[{place}]", folder) for place, one in enumerate(models))
         if "limits" in top:
-            top["limits"] = LimitsConfig(**_fields(LimitsConfig, top["limits"], "limits"))
+            top["limits"] = LimitsConfig(**read_fields(LimitsConfig, top["limits"], "limits"))
         if top.get("clients") is not None:
             top["clients"] = tuple(top["clients"])
         for name in ("keystore", "events", "logs", "key", "model_python"):
@@ -203,7 +203,7 @@ class OperatorConfig:
 
 
 def _model(raw: Any, where: str, folder: Path) -> ModelConfig:
-    found = _fields(ModelConfig, raw, where)
+    found = read_fields(ModelConfig, raw, where)
     if found.get("folder") is not None:
         found["folder"] = folder / found["folder"]
     return ModelConfig(**found)
@@ -227,7 +227,7 @@ _JSON_TYPES: Mapping[str, tuple[type, ...]] = {
 }
 
 
-def _fields(kind: type, raw: Any, where: str) -> dict[str, Any]:
+def read_fields(kind: type, raw: Any, where: str) -> dict[str, Any]:
     """The fields of a dataclass in a JSON object; unknown, missing and wrongly typed ones raise ConfigError."""
     if not isinstance(raw, dict):
         raise ConfigError(f"{where} is no JSON object")
