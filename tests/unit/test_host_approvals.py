@@ -12,7 +12,7 @@ import pytest
 from quorate.abci.membership import begin
 from quorate.errors import ConfigError
 from quorate.fsm import Period, Settled
-from quorate.host.approvals import Approvals, membership_verbs
+from quorate.host.approvals import MOST_GUESTS, Approvals, Guests, membership_verbs
 from quorate.members import Change
 from quorate.rounds.membership import CHANGE_MEMBERS
 from tests.chain_of_agents.services import counting, moving
@@ -61,13 +61,26 @@ def test_a_damaged_approval_is_told_by_its_file(path: Path) -> None:
         _ = Approvals(path).change
 
 
+def test_who_is_welcome_outlives_a_restart_and_the_oldest_are_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "guests.json"
+    assert Guests(path).nodes == ()
+    for index in range(MOST_GUESTS + 2):
+        Guests(path).welcome(f"{index:040x}")
+    Guests(path).welcome(f"{5:040x}")
+    expected = [*(index for index in range(2, MOST_GUESTS + 2) if index != 5), 5]
+    assert Guests(path).nodes == tuple(f"{index:040x}" for index in expected)
+    path.write_text('["a",')
+    with pytest.raises(ConfigError, match=r"guests\.json holds no nodes' ids"):
+        _ = Guests(path).nodes
+
+
 async def test_the_verbs_do_what_they_say(path: Path) -> None:
     told: list[Any] = []
     app: Any = SimpleNamespace(
         period=PERIOD, members=genesis_of(4).members, height=7, me=KEYS[0].address, welcome=told.append
     )
     runner: Any = SimpleNamespace(ask=told.append, withdraw=lambda event: told.append(f"no {event}"))
-    verbs = membership_verbs(app, runner, Approvals(path))
+    verbs = membership_verbs(app, runner, Approvals(path), Guests(path.with_name("guests.json")))
     change = {
         "join": {name: getattr(member(4), name) for name in ("address", "validator_key", "node_id", "binding")},
         "leave": None,
@@ -81,6 +94,7 @@ async def test_the_verbs_do_what_they_say(path: Path) -> None:
     assert (told[-1], Approvals(path).change) == (f"no {CHANGE_MEMBERS}", None)
     await verbs["welcome"].answer({"node": "ab"})
     assert told[-1] == "ab"
+    assert Guests(path.with_name("guests.json")).nodes == ("ab",)
     none = {"join": None, "leave": None}
     for wrong in ({}, {"leave": KEYS[1].address}, {**none, "more": 1}, {**none, "join": 1.5}):
         with pytest.raises(ConfigError, match="no change of members"):

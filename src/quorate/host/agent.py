@@ -23,7 +23,7 @@ from quorate.units import Wei
 
 from .agent_file import AgentFile, EvmSettings
 from .agreed import Agreed
-from .approvals import Approvals, membership_verbs
+from .approvals import Approvals, Guests, membership_verbs
 from .connection import ServiceConnection
 from .context import ActContext, Equipment, keep_evidence
 from .control import Control, Verb
@@ -137,12 +137,15 @@ class HostedAgent:
         )
         if (approved := approvals.change) is not None and approved.join is not None:
             app.welcome(approved.join.node_id)
+        guests = Guests(self._file.home / "guests.json")
+        for node in guests.nodes:
+            app.welcome(node)
         runner.connect(app)
         self._resources.push_async_callback(runner.close)
         file = self._file
         validator = Validator(app, file.comet_home, file.cometbft, file.socket_dir, file.peers)
         await self._resources.enter_async_context(validator)
-        verbs = _verbs(app, runner) | membership_verbs(app, runner, approvals)
+        verbs = _verbs(app, runner) | membership_verbs(app, runner, approvals, guests)
         await self._resources.enter_async_context(Control(file.control, verbs))
         loop = asyncio.get_running_loop()
         self._watch = loop.create_task(self._stop_on_failure(validator, runner, app.left))

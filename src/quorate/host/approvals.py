@@ -18,7 +18,9 @@ from quorate.rounds.owners import agree_change
 from .control import Verb
 from .runner import Runner
 
-__all__ = ["Approvals", "membership_verbs"]
+__all__ = ["Approvals", "Guests", "membership_verbs"]
+
+MOST_GUESTS = 16
 
 
 class Approvals:
@@ -64,7 +66,30 @@ class Approvals:
         self._path.unlink(missing_ok=True)
 
 
-def membership_verbs(app: ServiceApp, runner: Runner, approvals: Approvals) -> dict[str, Verb]:
+class Guests:
+    """The nodes that are no member's and may connect all the same: in a file, so that a restart turns nobody away."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Their ids, the newest last. `ConfigError` where the file is damaged."""
+        try:
+            found: tuple[str, ...] = codec.decode(tuple[str, ...], self._path.read_bytes())
+        except FileNotFoundError:
+            return ()
+        except PeerError as error:  # no peer: our own disk
+            raise ConfigError(f"{self._path} holds no nodes' ids: {error}", fix="Remove it.") from error
+        return found
+
+    def welcome(self, node: str) -> None:
+        """One more; the oldest beyond `MOST_GUESTS` is forgotten."""
+        others = [one for one in self.nodes if one != node]
+        replace_file(self._path, codec.encode((*others, node)[-MOST_GUESTS:]), mode=0o600)
+
+
+def membership_verbs(app: ServiceApp, runner: Runner, approvals: Approvals, guests: Guests) -> dict[str, Verb]:
     """What this machine's user can tell this agent of its members: `members`, `welcome`, `approve`, `disapprove`."""
 
     async def members(request: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -79,6 +104,7 @@ def membership_verbs(app: ServiceApp, runner: Runner, approvals: Approvals) -> d
         }
 
     async def welcome(request: Mapping[str, Any]) -> Mapping[str, Any]:
+        guests.welcome(request["node"])
         app.welcome(request["node"])
         return {}
 
