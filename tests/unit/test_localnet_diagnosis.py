@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from quorate.abci.upgrade import Plan, Target, Upgrades
 from quorate.events import Event
+from quorate.fsm import codec
 from quorate.localnet.diagnosis import Diagnosis, diagnose, plain_round
-from quorate.localnet.snapshot import AgentView, ChainView, OperatorView, Part, Snapshot, Told, last_words, told
+from quorate.localnet.snapshot import AgentView, ChainView, OperatorView, Part, Snapshot, Told, _part, last_words, told
 
 NOW = 1000.0
 ADDRESSES = [f"0x{number}{'0' * 39}" for number in range(1, 5)]
@@ -57,6 +60,22 @@ def test_a_rest_is_no_fault() -> None:
     found = diagnose(look(*(agent(n, part=resting) for n in range(1, 5))))
     assert found.is_well
     assert "rest in pause" in found.verdict
+
+
+@pytest.mark.parametrize(("due", "expected"), [(Plan(Target(2, "ab" * 32), 12), (2, 12)), (None, (0, 0))])
+def test_an_agreed_upgrade_is_told_with_its_block_and_what_to_do(due: Plan | None, expected: tuple[int, int]) -> None:
+    said = {
+        **{"height": 9, "app_hash": "aa", "sequence": 5, "period": 1, "round": "JudgeRound", "voted": []},
+        **{"asleep": False, "offences": [], "upgrade": json.loads(codec.encode(Upgrades(due=due)))},
+    }
+    part = _part(said)
+    assert (part.next_version, part.next_height) == expected
+    found = diagnose(look(*(agent(n, part=part) for n in range(1, 5))))
+    assert found.is_well
+    assert kinds(found) == (["upgrade"] if due else [])
+    if due:
+        assert "version 2 of the code is agreed from block 12 on" in found.verdict
+        assert "./quorate upgrade" in found.findings[0].fix
 
 
 def test_one_stopped_peer_weakens_and_two_stop_the_service() -> None:

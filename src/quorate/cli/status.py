@@ -43,6 +43,8 @@ def _table(seen: Snapshot) -> str:
         lines += ["", f"  EVM chain {seen.chain.url}: {what}"]
     for one in seen.operators:
         lines.append(f"  {one.name} {one.url}: {one.problem or 'is well'}")
+    if part and part.next_height:
+        lines.append(f"  version {part.next_version} of the code is agreed from block {part.next_height} on")
     for offence in part.offences if part else ():
         lines.append(f"  {seen.name_of(offence.member)}: {offence.kind} in round {offence.sequence}")
     return "\n".join(lines)

@@ -71,7 +71,7 @@ def diagnose(snapshot: Snapshot) -> Diagnosis:
         findings += _acts(snapshot, part)
         findings += _rule(snapshot, part)
     if part is not None:
-        findings += _offences(snapshot, part)
+        findings += [*_upgrade(part), *_offences(snapshot, part)]
     since = None if part is None else _since(snapshot, part)
     return Diagnosis(
         verdict=_verdict(snapshot, findings, since),
@@ -121,6 +121,19 @@ def _agents(snapshot: Snapshot) -> Iterator[Finding]:
                 f"{agent.name} runs, but its node is connected with no other",
                 "See whether its network lets it reach the others' nodes.",
             )
+
+
+def _upgrade(part: Part) -> Iterator[Finding]:
+    """Another version of the code is agreed on: agents that end there have done their work."""
+    if part.next_height:
+        yield Finding(
+            "upgrade",
+            (),
+            "says",
+            f"version {part.next_version} of the code is agreed from block {part.next_height} on",
+            "Each agent ends before that block: start it again with that version (docs/upgrade.md); "
+            "./quorate upgrade does so by itself.",
+        )
 
 
 def _offences(snapshot: Snapshot, part: Part) -> Iterator[Finding]:

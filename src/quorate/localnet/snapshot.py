@@ -74,6 +74,10 @@ class Part:
     """Whose payloads count now."""
     offences: tuple[OnRecord, ...] = ()
     """The newest last."""
+    next_version: int = 0
+    """Of the service's code, that is agreed on; 0: none is."""
+    next_height: int = 0
+    """The first block of the next version."""
 
 
 @dataclass(frozen=True)
@@ -272,6 +276,7 @@ async def _node(file: AgentFile, nodes: Mapping[str, str]) -> tuple[Part | None,
 
 
 def _part(said: Mapping[str, Any]) -> Part:
+    due = said["upgrade"]["due"] or {"target": {"version": 0}, "height": 0}
     return Part(
         height=int(said["height"]),
         app_hash=str(said["app_hash"]),
@@ -285,6 +290,8 @@ def _part(said: Mapping[str, Any]) -> Part:
             OnRecord(one["kind"], one["member"], one["sequence"], one["height"], one["evidence"])
             for one in said["offences"]
         ),
+        next_version=int(due["target"]["version"]),
+        next_height=int(due["height"]),
     )
 
 
