@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quorate.abci import Archive, NodeUnreachable, Retention, ServiceApp, Store, anchor
+from quorate.abci import Archive, NodeUnreachable, Retention, ServiceApp, Store, anchor, validator
 from quorate.abci.archive import CHUNK_BYTES, FORMAT, MAX_CHUNKS, Incoming, Snapshot
 from quorate.abci.machine import Replica
 from quorate.abci.pb.tendermint.abci import types_pb2 as pb
 from quorate.errors import ConfigError, PeerError
 from tests.chain_of_agents.services import counting
+from tests.unit.member_records import genesis_of
 from tests.unit.scripted_consensus import Consensus
 
 SMALL = Retention(blocks=8, snapshot_every=2, snapshots=3)
@@ -226,3 +229,23 @@ async def test_a_lone_server_is_named_twice_because_cometbft_wants_two() -> None
 
 async def test_a_peer_that_is_down_says_nothing(tmp_path: Path) -> None:
     assert await anchor.find_anchor([f"unix://{tmp_path}/rpc.sock", "http://127.0.0.1:1"], 2, reach=10) is None
+
+
+@pytest.mark.parametrize(("peers", "members"), [(3, 4), (9, 10), (1, 4)])
+async def test_as_many_may_lie_as_among_the_members_of_today_where_they_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, peers: int, members: int
+) -> None:
+    """The genesis may be of fewer: with ten members three can lie, and the genesis' four would stand only one."""
+    asked: list[int] = []
+
+    async def find(servers: Sequence[str], count: int, reach: int) -> anchor.Anchor:
+        asked.append(count)
+        return anchor.Anchor(5, "AB", tuple(servers))
+
+    monkeypatch.setattr(validator, "find_anchor", find)
+    empty: Any = SimpleNamespace(
+        height=0, awaits_snapshot=False, archive=SimpleNamespace(retention=Retention()), genesis=genesis_of(4)
+    )
+    made = validator.Validator(empty, tmp_path, tmp_path, tmp_path, [f"http://{index}" for index in range(peers)])
+    assert await made._state_sync()
+    assert asked == [members]

@@ -30,8 +30,9 @@ class Validator:
 
     `home` holds CometBFT's config and data and may lie on a RAM disk; `sockets` is a short folder of this agent's own.
     `peers` are RPC addresses of other members' nodes (`unix:///folder/rpc.sock`, or `http://host:port` in a network
-    that nobody else is in): an agent that lost its state asks them where the chain is and takes a snapshot. Without
-    them it fetches every block from the first one, which works as long as no peer has pruned.
+    that nobody else is in): an agent that lost its state asks them where the chain is and takes a snapshot. Name those
+    of all members of today: more of them have to agree than could lie among as many. Without them it fetches every
+    block from the first one, which works as long as no peer has pruned.
     """
 
     def __init__(self, app: ServiceApp, home: Path, binary: Path, sockets: Path, peers: Sequence[str] = ()) -> None:
@@ -64,9 +65,10 @@ class Validator:
         is_needed = self.app.awaits_snapshot  # whatever the chain's length: its first blocks are another version's
         reach = 0 if is_needed else archive.retention.snapshot_every * archive.retention.snapshots
         waits = is_needed or has_signed(self.node.home)
+        members = max(len(self.app.genesis.members), len(self._peers) + 1)  # it may have grown; the state is lost
         deadline = asyncio.get_running_loop().time() + (_PATIENCE_S if waits else 0)
         while True:
-            anchor = await find_anchor(self._peers, len(self.app.genesis.members), reach)
+            anchor = await find_anchor(self._peers, members, reach)
             if anchor is not None:
                 _log.info("the state is lost; a snapshot is asked for, trusting block %d", anchor.height)
                 return anchor.settings()
