@@ -7,9 +7,11 @@ import signal
 from pathlib import Path
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from quorate.errors import SetupError
-from quorate.localnet.anvil import CHAIN_ID, anvil
+from quorate.localnet.anvil import CHAIN_ID, anvil, share_of
 from quorate.localnet.processes import ChildExited, Supervisor
 from quorate.units import Address, Wei
 
@@ -35,6 +37,28 @@ async def test_it_starts_gives_money_moves_time_and_is_gone_afterwards(tmp_path:
             with pytest.raises(SetupError, match="anvil refused evm_setNextBlockTimestamp"):
                 await chain.move_time_to(before)
         assert not chain.child.is_running
+
+
+async def test_who_joins_gets_as_much_gas_money_as_the_others_have(tmp_path: Path, binary: Path) -> None:
+    newcomer, poor = Address("0x" + "1" * 40), Address("0x" + "2" * 40)
+    async with Supervisor(tmp_path) as supervisor, anvil(supervisor, binary) as chain:
+        await chain.set_balance(SOMEBODY, Wei(10**18))
+        assert await share_of(chain.url, newcomer, [poor, SOMEBODY]) == 10**18
+        assert int(await chain.rpc("eth_getBalance", newcomer, "latest"), 16) == 10**18
+        url = chain.url
+    assert await share_of(url, newcomer, [SOMEBODY]) == 0, "a chain that is gone gives nothing, and no error"
+
+
+async def test_a_chain_that_is_not_ours_to_give_from_gives_nothing() -> None:
+    async def refuse(request: web.Request) -> web.Response:
+        method = (await request.json())["method"]
+        known = {"eth_getBalance": {"result": "0x5"}}
+        return web.json_response(known.get(method, {"error": {"code": -32601, "message": "no such method"}}))
+
+    application = web.Application()
+    application.router.add_post("/", refuse)
+    async with TestServer(application) as server:
+        assert await share_of(str(server.make_url("/")), SOMEBODY, [SOMEBODY]) == 0
 
 
 async def test_two_run_beside_each_other(tmp_path: Path, binary: Path) -> None:

@@ -17,6 +17,7 @@ from quorate.errors import ConfigError
 from quorate.host.agent_file import AgentFile
 from quorate.host.control import NoAgent, tell
 from quorate.localnet import processes
+from quorate.localnet.anvil import share_of
 from quorate.localnet.joiner import joiner
 from quorate.localnet.processes import Supervisor
 from quorate.localnet.run_dir import RunDir, find_run
@@ -173,6 +174,8 @@ async def _join(run: RunDir, root: Path, agent: str | None, wait_s: float) -> No
     async with Supervisor(run.logs) as supervisor, joiner(supervisor, run, root, files, before.members) as new:
         click.echo(f"{new.file.name} ({new.file.me}) runs and follows the chain ...")
         await asyncio.gather(*(_tell(file, do="welcome", node=new.member.node_id) for file in files))
+        if new.file.evm is not None and not await share_of(new.file.evm.url, new.file.me, [one.me for one in files]):
+            click.echo(f"{new.file.me} has no gas money on {new.file.evm.url}: send it some, or it cannot be keeper.")
         await _until_level(files, new.file)
         click.echo(f"{new.file.name} knows all; the agents here approve that it joins ...")
         after = await make([*files, new.file], Change(new.member, leaves), wait_s)
