@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["pytest_collection_finish"]
+from quorate.localnet.tools import PROGRAMS
 
-EVERYTHING = ("cometbft", "evm", "model-env", "models")
+__all__ = ["pytest_collection_finish"]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -24,4 +24,4 @@ def _needs(item: pytest.Item) -> tuple[str, ...]:
     named = tuple(str(name) for mark in item.iter_markers("needs") for name in mark.args)
     if named:
         return named
-    return EVERYTHING if item.get_closest_marker("integration") else ()
+    return PROGRAMS if item.get_closest_marker("integration") else ()

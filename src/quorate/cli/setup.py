@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from quorate.localnet.tools import Tool, toolbox
+from quorate.localnet.tools import PROGRAMS, Tool, toolbox
 
 __all__ = ["setup"]
 
 # Go and Node are made when something needs them and the system has none; uv and the packages are there when this runs.
-_ALL = (Tool.PYTHON, Tool.COMETBFT, Tool.EVM, Tool.MODEL_ENV, Tool.MODELS)
+_ALL = (Tool.PYTHON, *PROGRAMS)
 
 
 @click.command()

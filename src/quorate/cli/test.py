@@ -11,11 +11,9 @@ from pathlib import Path
 
 import click
 
-from quorate.localnet.tools import Site, Tool, missing, toolbox
+from quorate.localnet.tools import PROGRAMS, Site, Tool, missing, toolbox
 
 __all__ = ["test"]
-
-_ALL = (Tool.COMETBFT, Tool.EVM, Tool.MODEL_ENV, Tool.MODELS)
 
 
 @click.command(
@@ -39,14 +37,14 @@ def test(arguments: tuple[str, ...]) -> None:
 
 
 def _ready(site: Site) -> list[Tool]:
-    return [tool for tool in _ALL if not missing([tool], site=site)]
+    return [tool for tool in PROGRAMS if not missing([tool], site=site)]
 
 
 def _needs(arguments: Sequence[str], site: Site) -> set[Tool]:
     """The tools that the selected tests need. pytest is asked only if the answer can change something: it takes
     seconds.
     """
-    return _collected_needs(arguments) if missing(_ALL, site=site) else set(_ALL)
+    return _collected_needs(arguments) if missing(PROGRAMS, site=site) else set(PROGRAMS)
 
 
 def _excludes_integration(arguments: Sequence[str]) -> bool:

@@ -17,6 +17,7 @@ from quorate.abci import SignedPayload, UnsignedPayload, UnsignedStatement
 from quorate.chain import SafeTransaction, is_owner_change
 from quorate.errors import QuorateError
 from quorate.model import ModelRequest
+from quorate.model.fields import TASKS
 from quorate.rounds.owners import OwnedMembership, owners_of, threshold_after
 from quorate.rounds.settle import Intent, SafeSignature
 from quorate.units import Address, Call, Wei
@@ -35,8 +36,6 @@ __all__ = [
     "SigningMessage",
     "SigningRequest",
 ]
-
-_MODEL_PATHS = frozenset({"/v1/chat/completions", "/v1/embeddings"})
 
 
 class NotAgreed(QuorateError):
@@ -142,8 +141,8 @@ class QuorateDecisionMaker(DecisionMakerHandler):
                 self._check_chain(request.chain_id)
                 return self._sign_digest(request.digest())
             case ModelRequest():
-                if request.path not in _MODEL_PATHS:
-                    raise OverLimit(f"a request to {request.path}; an agent may ask {sorted(_MODEL_PATHS)}")
+                if request.path not in TASKS:
+                    raise OverLimit(f"a request to {request.path}; an agent may ask {sorted(TASKS)}")
                 return self._sign_digest(request.digest())
             case IntentRequest():
                 limits = self._require_limits()

@@ -11,12 +11,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 from eth_utils.address import is_checksum_address
 
 from quorate.errors import ConfigError
+from quorate.model.fields import TASKS, Task
 from quorate.operator.model_server import ServedModel
 from quorate.units import Address, Hash, Wei
 
@@ -29,7 +30,7 @@ class ModelConfig:
 
     name: str
     """What a request names, 1 to 64 bytes; all operators of a model give it the same name."""
-    task: Literal["chat", "embedding"]
+    task: Task
     folder: Path | None = None
     """The model's files: their hashes are its manifest. Needed unless `upstream` and `manifest_hash` are given."""
     upstream: str | None = None
@@ -45,7 +46,7 @@ class ModelConfig:
         where = f"model {self.name!r}"
         if not 1 <= len(self.name.encode()) <= 64:
             raise ConfigError(f"{where}: its name has {len(self.name.encode())} bytes; expected 1 to 64")
-        if self.task not in ("chat", "embedding"):
+        if self.task not in TASKS.values():
             raise ConfigError(f"{where}: task is {self.task!r}; expected chat or embedding")
         if self.folder is None and (self.upstream is None or self.manifest_hash is None):
             raise ConfigError(f"{where} has no folder", fix="give folder, or upstream and manifest_hash")
@@ -222,8 +223,7 @@ _JSON_TYPES: Mapping[str, tuple[type, ...]] = {
     "LimitsConfig": (dict,),
     "tuple[ModelConfig, ...]": (list,),
     "tuple[Address, ...]": (list,),
-    'Literal["chat", "embedding"]': (str,),
-    "Literal['chat', 'embedding']": (str,),
+    "Task": (str,),
 }
 
 

@@ -17,11 +17,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 import aiohttp
 
 from quorate.errors import QuorateError, SetupError
+from quorate.model.fields import Task
 
 __all__ = ["ModelServer", "ServedModel", "ServerEnded", "available_memory", "compute_memory_need"]
 
@@ -48,7 +49,7 @@ class ServedModel:
 
     name: str
     folder: Path
-    task: Literal["chat", "embedding"]
+    task: Task
     max_length: int
     """Most tokens of prompt and answer together."""
     cache_mb: int = 256

