@@ -180,6 +180,32 @@ def test_virtual_time_costs_nothing_and_keeps_its_order() -> None:
     assert EPOCH_S > 86400
 
 
+def test_timers_of_one_moment_run_in_the_order_in_which_they_were_set() -> None:
+    rang: list[int] = []
+
+    async def wait() -> None:
+        for number in range(20):
+            asyncio.get_running_loop().call_at(7.0, rang.append, number)
+        await asyncio.sleep(8)
+
+    run_virtual(wait())
+    assert rang == list(range(20))
+
+
+def test_timers_that_are_always_due_do_not_hold_a_run_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quorate.testing.loop._SPIN_LIMIT", 100)
+
+    async def ring() -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            woken = loop.create_future()
+            loop.call_at(loop.time(), woken.set_result, None)
+            await woken
+
+    with pytest.raises(Stuck, match="time stands still"):
+        run_virtual(ring())
+
+
 def test_a_run_in_which_nothing_can_happen_ends() -> None:
     async def wait_for_ever() -> None:
         await asyncio.get_running_loop().create_future()

@@ -115,15 +115,15 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._passes += 1
         if self._passes > _PASS_LIMIT:
             raise Stuck(f"after {self._now:.3f} s there is still no end")
-        if ready or self._stopping:  # type: ignore[attr-defined]  # asyncio's own
+        is_idle = not ready and not self._stopping  # type: ignore[attr-defined]  # asyncio's own
+        if is_idle and not timers:
+            raise Stuck("nothing can happen any more: everybody waits for somebody else")
+        if is_idle and timers[0][0] > self._now:
+            self._spins, self._now = 0, timers[0][0]
+        else:
             self._spins += 1
             if self._spins > _SPIN_LIMIT:
                 raise Stuck(f"time stands still at {self._now:.3f} s: something runs without ever waiting")
-        elif timers:
-            self._spins = 0
-            self._now = max(self._now, timers[0][0])
-        else:
-            raise Stuck("nothing can happen any more: everybody waits for somebody else")
         end = self._now + _RESOLUTION_S
         while timers and timers[0][0] < end:
             ready.append(heapq.heappop(timers)[2])
