@@ -119,6 +119,8 @@ class Peer:
     """The crash point at which it will die next."""
     is_wiped: bool = False
     """Its state was lost on purpose, so it may be behind what it once answered."""
+    is_damaged: bool = False
+    """Its owner will clear its node as well at the next start: what it still holds counts as lost."""
 
     @property
     def is_up(self) -> bool:
@@ -250,6 +252,7 @@ class Consensus:
 
     def _load(self, peer: Peer) -> Process:
         """The agent from its disk. Where that is damaged, or the node has pruned what it lacks, its owner clears it."""
+        peer.is_damaged = False
         try:
             process = self._spawn(peer)
         except ConfigError as error:
@@ -298,7 +301,7 @@ class Consensus:
     def is_needed(self, peer: Peer) -> bool:
         """No more may forget than may lie: a block that nobody holds is lost. And somebody must be able to help."""
         others = [one for one in self.peers if one is not peer]
-        whole = [one for one in others if one.height >= peer.height]
+        whole = [one for one in others if one.height >= peer.height and not one.is_damaged]
         helpers = [one for one in whole if not one.is_liar and (not one.base or self._can_help(one))]
         return len(whole) < 2 * len(self.peers) // 3 or not helpers or not all(one.height for one in others)
 

@@ -322,7 +322,7 @@ class _Simulation:
         if peer.disk.saved:
             before = peer.disk.saved
             peer.disk.flip(self.rng.randrange(8 * len(before)))
-            peer.is_wiped = True
+            peer.is_wiped, peer.is_damaged = True, peer.base > 0
             self._check_damage(peer, before)
         self._later(self.rng.uniform(0.05, 4), lambda: self.consensus.revive(peer))
 
