@@ -132,6 +132,7 @@ async def deploy(
         token.address,
         settings.minimum_stake * ONE,
         settings.unbonding_delay_s,
+        timelock.address,
     )
     payments = await chain.deploy(deployer, load_abi("InferencePayments"), token.address, settings.close_delay_s)
     dao = Dao(chain.chain_id, block, token.address, timelock.address, governor, registry, payments)
@@ -153,6 +154,8 @@ async def check(chain: Chain, dao: Dao, deployer: Address) -> None:
         "the governor obeys the timelock": await governor.timelock() == dao.timelock,
         "the governor counts the token": await governor.token() == dao.token,
         "the registry takes the token": await registry.token() == dao.token,
+        "only the timelock can name a slasher": await registry.governance() == dao.timelock,
+        "nobody can slash": await registry.slasher() == ANYBODY,
         "operators are paid in the token": await InferencePayments(chain, dao.payments).token() == dao.token,
     }
     for name in ("ADMIN", "PROPOSER", "CANCELLER", "EXECUTOR"):

@@ -11,10 +11,16 @@ import {Test, Vm} from "./Test.sol";
 contract Operators {
     Vm internal constant vm = Vm(0x7109709ECfa91a80626fF3989D68f67F5b1DD12D);
     uint256 public constant COUNT = 4;
-    uint256 internal constant EACH = 1e27;
+    uint256 public constant EACH = 1e27;
+    address public constant COURT = address(0xC0547);
+    address internal constant GOVERNANCE = address(0x60F);
+    address internal constant SLASHER = address(0x51A54);
 
     QuorateToken public token;
     OperatorRegistry public registry;
+    mapping(address operator => uint256) public startedAt;
+    bool public withdrewEarly;
+    bool public heldTooLong;
 
     constructor() {
         IQuorateToken.Allocation[] memory allocations = new IQuorateToken.Allocation[](COUNT);
@@ -22,13 +28,25 @@ contract Operators {
             allocations[i] = IQuorateToken.Allocation({account: account(i), amount: EACH});
         }
         token = new QuorateToken(allocations);
-        registry = new OperatorRegistry(token, 100e18, 7 days);
+        registry = new OperatorRegistry(token, 100e18, 7 days, GOVERNANCE);
+        vm.prank(GOVERNANCE);
+        registry.setSlasher(SLASHER);
         for (uint256 i = 0; i < COUNT; ++i) {
             IOperatorRegistry.Model[] memory models = new IOperatorRegistry.Model[](1);
-            models[0] = IOperatorRegistry.Model({name: "minilm", manifestHash: bytes32(uint256(1))});
+            models[0] =
+                IOperatorRegistry.Model({name: "minilm", manifestHash: bytes32(uint256(1)), priceIn: 1, priceOut: 2});
             vm.startPrank(account(i));
             token.approve(address(registry), type(uint256).max);
-            registry.register(address(uint160(0x2000 + i)), "http://operator", models);
+            registry.register(
+                IOperatorRegistry.Offer({
+                    key: address(uint160(0x2000 + i)),
+                    endpoint: "http://operator",
+                    region: "",
+                    deviceClass: "cpu",
+                    capacity: 1,
+                    models: models
+                })
+            );
             vm.stopPrank();
         }
     }
@@ -55,13 +73,31 @@ contract Operators {
         if (staked == 0) return;
         vm.prank(account(who));
         registry.startUnbonding(1 + amount % staked);
+        startedAt[account(who)] = vm.getBlockTimestamp();
     }
 
     function withdraw(uint256 who) external {
         IOperatorRegistry.Operator memory operator = registry.operatorOf(account(who));
-        if (operator.unbonding == 0 || block.timestamp < operator.withdrawableAt) return;
+        if (operator.unbonding == 0) return;
+        uint256 waited = vm.getBlockTimestamp() - startedAt[account(who)];
         vm.prank(account(who));
-        registry.withdraw();
+        try registry.withdraw() {
+            withdrewEarly = withdrewEarly || waited < 7 days || vm.getBlockTimestamp() < _end(operator);
+        } catch {
+            heldTooLong = heldTooLong || waited >= 37 days || vm.getBlockTimestamp() >= _end(operator);
+        }
+    }
+
+    function hold(uint256 who, uint256 time) external {
+        vm.prank(SLASHER);
+        registry.hold(account(who), uint64(vm.getBlockTimestamp() + time % 30 days));
+    }
+
+    function slash(uint256 who, uint256 amount) external {
+        IOperatorRegistry.Operator memory operator = registry.operatorOf(account(who));
+        if (operator.stake + operator.unbonding == 0) return;
+        vm.prank(SLASHER);
+        registry.slash(account(who), 1 + amount % 300e18, COURT, bytes32(amount));
     }
 
     function pauseOrUnpause(uint256 who) external {
@@ -73,6 +109,13 @@ contract Operators {
 
     function wait(uint256 time) external {
         vm.warp(vm.getBlockTimestamp() + time % 10 days);
+    }
+
+    /// @dev By the words of the interface: the delay's end, or the hold's if that is later, within 30 days of it.
+    function _end(IOperatorRegistry.Operator memory operator) private view returns (uint256) {
+        uint256 ready = startedAt[operator.account] + 7 days;
+        if (operator.heldUntil <= ready) return ready;
+        return operator.heldUntil < ready + 30 days ? operator.heldUntil : ready + 30 days;
     }
 }
 
@@ -98,6 +141,16 @@ contract OperatorRegistryInvariantTest is Test {
             owed += operator.stake + operator.unbonding;
         }
         assertEq(operators.token().balanceOf(address(registry)), owed);
+        uint256 outside = operators.token().balanceOf(operators.COURT());
+        for (uint256 i = 0; i < operators.COUNT(); ++i) {
+            outside += operators.token().balanceOf(operators.account(i));
+        }
+        assertEq(owed + outside, operators.COUNT() * operators.EACH());
+    }
+
+    function invariant_stakeLeavesNeitherEarlyNorNever() public view {
+        assertTrue(!operators.withdrewEarly(), "unbonding or held stake left early");
+        assertTrue(!operators.heldTooLong(), "stake could not leave that was free");
     }
 
     function invariant_listedAreExactlyThoseWithTheMinimum() public view {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 import pytest_asyncio
@@ -108,7 +109,7 @@ async def test_an_operator_that_signs_with_another_key_is_not_counted_and_the_re
     cheat = dao.operators[1]
     listed = await registry.operator_of(cheat.address)
     assert listed is not None
-    await dao.send(cheat, registry.update(Wallet.create().address, listed.endpoint, listed.models))
+    await dao.send(cheat, registry.update(replace(listed.offer, key=Wallet.create().address)))
     await providers.kill("operator-1")  # so that only the cheat can answer
 
     proposal = await dao.propose([dao.payment(Wallet.create().address, 13)], WELCOME)

@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from quorate.chain import (
     Chain,
     Model,
     NonceTooLow,
+    Offer,
     OperatorRegistry,
     Safe,
     Timelock,
@@ -154,13 +156,19 @@ async def test_an_operator_registers_stakes_pauses_and_leaves(local: LocalChain)
     async def send(call: Call) -> None:
         await local.chain.wait(await local.chain.send(OTHER, call))
 
-    await send(registry.register(key, "http://127.0.0.1:1", [model]))
+    offer = Offer(key=key, endpoint="http://127.0.0.1:1", models=(model,), region="eu", device_class="h200", capacity=4)
+    await send(registry.register(offer))
     assert await registry.operators() == ()
     await send(token.approve(registry.address, Wei(300 * ONE)))
     await send(registry.stake(Wei(300 * ONE)))
     (operator,) = await registry.operators()
     assert (operator.account, operator.key, operator.model("minilm")) == (OTHER.address, key, model)
     assert operator.model("other") is None
+    assert operator.offer == offer
+    await send(registry.set_price("minilm", Wei(7), Wei(9)))
+    found = await registry.operator_of(OTHER.address)
+    assert found is not None
+    assert found.models == (replace(model, price_in=Wei(7), price_out=Wei(9)),)
     assert await registry.account_of(key) == OTHER.address
     assert await registry.is_active(OTHER.address)
     await send(registry.pause())
@@ -176,13 +184,46 @@ async def test_an_operator_registers_stakes_pauses_and_leaves(local: LocalChain)
     assert await token.balance_of(OTHER.address) == 1000 * ONE
 
 
+async def test_only_whom_the_timelock_names_can_take_a_stake(local: LocalChain) -> None:
+    dao = await deploy(local.chain, SENDER, {OTHER.address: Wei(1000 * ONE)}, Wei(0), SETTINGS)
+    registry, token = OperatorRegistry(local.chain, dao.registry), Token(local.chain, dao.token)
+    court, evidence = rich_wallet(2), Hash("0x" + "ee" * 32)
+    offer = Offer(key=OTHER.address, endpoint="http://x", models=(Model("minilm", Hash("0x" + "ab" * 32)),))
+    for call in (registry.register(offer), token.approve(registry.address, Wei(300 * ONE))):
+        await local.chain.wait(await local.chain.send(OTHER, call))
+    await local.chain.wait(await local.chain.send(OTHER, registry.stake(Wei(300 * ONE))))
+    with pytest.raises(CallReverted, match="NotGovernance"):
+        await local.chain.send(SENDER, registry.set_slasher(court.address))
+    with pytest.raises(CallReverted, match="NotSlasher"):
+        await local.chain.send(court, registry.slash(OTHER.address, Wei(1), court.address, evidence))
+
+    await local.node.rpc("anvil_impersonateAccount", dao.timelock)
+    await local.node.rpc("anvil_setBalance", dao.timelock, hex(ONE))
+    named = registry.set_slasher(court.address)
+    await local.node.rpc("eth_sendTransaction", {"from": dao.timelock, "to": named.to, "data": named.data})
+    with pytest.raises(ChainError, match="nobody can slash"):
+        await check(local.chain, dao, SENDER.address)
+    await local.chain.wait(await local.chain.send(OTHER, registry.start_unbonding(Wei(100 * ONE))))
+    until = await local.chain.timestamp() + 5000
+    await local.chain.wait(await local.chain.send(court, registry.hold(OTHER.address, until)))
+    assert await registry.released_at(OTHER.address) == until
+    slash = registry.slash(OTHER.address, Wei(250 * ONE), court.address, evidence)
+    await local.chain.wait(await local.chain.send(court, slash))
+    found = await registry.operator_of(OTHER.address)
+    assert found is not None
+    assert (found.stake, found.unbonding, found.held_until) == (0, 50 * ONE, until)
+    assert await registry.operators() == ()
+    assert await token.balance_of(court.address) == 250 * ONE
+
+
 async def test_an_operator_whose_words_are_no_text_does_not_hide_the_others(local: LocalChain) -> None:
     accounts = [rich_wallet(i) for i in range(2, 5)]
     allocations = {wallet.address: Wei(100 * ONE) for wallet in accounts}
     dao = await deploy(local.chain, SENDER, allocations, Wei(0), SETTINGS)
     registry, token = OperatorRegistry(local.chain, dao.registry), Token(local.chain, dao.token)
     for wallet in accounts:
-        call = registry.register(wallet.address, "MARK", [Model("minilm", Hash("0x" + "01" * 32))])
+        models = (Model("minilm", Hash("0x" + "01" * 32)),)
+        call = registry.register(Offer(key=wallet.address, endpoint="MARK", models=models))
         raw = call.data.replace(b"MARK".hex(), "fffefdfc") if wallet is accounts[1] else call.data
         for each in (
             Call(call.to, call.value, raw),
@@ -230,7 +271,7 @@ async def test_the_key_of_another_is_refused_before_anything_is_sent(local: Loca
 
 async def test_a_deployment_that_would_fail_says_why(local: LocalChain) -> None:
     with pytest.raises(CallReverted, match="MinimumStakeIsZero"):
-        await local.chain.deploy(SENDER, load_abi("OperatorRegistry"), SOMEBODY, 0, 60)
+        await local.chain.deploy(SENDER, load_abi("OperatorRegistry"), SOMEBODY, 0, 60, SOMEBODY)
 
 
 def test_forge_test_passes() -> None:

@@ -7,7 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from quorate.chain import FOR, Abi, Chain, Governor, Model, OperatorRegistry, Timelock, Token, load_abi, selector_of
+from quorate.chain import (
+    FOR,
+    Abi,
+    Chain,
+    Governor,
+    Model,
+    Offer,
+    OperatorRegistry,
+    Timelock,
+    Token,
+    load_abi,
+    selector_of,
+)
 from quorate.chain import contracts as wrappers
 from quorate.chain.safe import SAFE_VERSION, _abi
 from quorate.units import Address, Call, Hash, Wei
@@ -72,7 +84,7 @@ def _chain() -> Chain:
 
 
 def test_writes_build_calls_with_the_right_selectors() -> None:
-    model = Model("minilm", Hash("0x" + "01" * 32))
+    offer = Offer(key=B, endpoint="http://x", models=(Model("minilm", Hash("0x" + "01" * 32)),))
     calls = [Call(B, Wei(0), "0x")]
     governor, registry = Governor(_chain(), A), OperatorRegistry(_chain(), A)
     token, timelock = Token(_chain(), A), Timelock(_chain(), A)
@@ -82,8 +94,12 @@ def test_writes_build_calls_with_the_right_selectors() -> None:
         "castVoteWithReason(uint256,uint8,string)": governor.cast_vote_with_reason(1, FOR, "because"),
         "queue(address[],uint256[],bytes[],bytes32)": governor.queue(calls, "text"),
         "execute(address[],uint256[],bytes[],bytes32)": governor.execute(calls, "text"),
-        "register(address,string,(string,bytes32)[])": registry.register(B, "http://x", [model]),
-        "update(address,string,(string,bytes32)[])": registry.update(B, "http://x", [model]),
+        f"register({_OFFER})": registry.register(offer),
+        f"update({_OFFER})": registry.update(offer),
+        "setPrice(string,uint128,uint128)": registry.set_price("minilm", Wei(1), Wei(2)),
+        "setSlasher(address)": registry.set_slasher(B),
+        "hold(address,uint64)": registry.hold(B, 5),
+        "slash(address,uint256,address,bytes32)": registry.slash(B, Wei(1), A, Hash("0x" + "02" * 32)),
         "stake(uint256)": registry.stake(Wei(1)),
         "startUnbonding(uint256)": registry.start_unbonding(Wei(1)),
         "withdraw()": registry.withdraw(),
@@ -119,7 +135,7 @@ def test_an_argument_of_the_wrong_kind_is_refused_before_anything_is_asked() -> 
 
 async def test_every_operator_is_read_page_by_page_at_one_block() -> None:
     asked: list[tuple[int, int, str]] = []
-    operator = (A, B, "http://x", [("minilm", bytes(31) + b"\1")], 5, 0, 0, False)
+    operator = (A, B, "http://x", "eu", "h200", 8, [("minilm", bytes(31) + b"\1", 2, 3)], 5, 6, 7, 9, True)
     abi = load_abi("OperatorRegistry")
 
     def call(parameters: dict[str, str], block: str) -> str:
@@ -132,8 +148,27 @@ async def test_every_operator_is_read_page_by_page_at_one_block() -> None:
 
     found = await OperatorRegistry(scripted_chain({"eth_call": call, "eth_blockNumber": "0x64"}), A).operators()
     assert len(found) == 120
-    assert found[0].models == (Model("minilm", Hash("0x" + "00" * 31 + "01")),)
+    assert found[0].offer == Offer(
+        key=B,
+        endpoint="http://x",
+        models=(Model("minilm", Hash("0x" + "00" * 31 + "01"), Wei(2), Wei(3)),),
+        region="eu",
+        device_class="h200",
+        capacity=8,
+    )
+    standing = (found[0].stake, found[0].unbonding, found[0].withdrawable_at, found[0].held_until, found[0].paused)
+    assert standing == (5, 6, 7, 9, True)
     assert asked == [(0, 50, "0x64"), (50, 50, "0x64"), (100, 50, "0x64")]
 
 
-_OPERATORS = "(address,address,string,(string,bytes32)[],uint256,uint256,uint64,bool)[]"
+@pytest.mark.parametrize(
+    ("tokens", "cost"),
+    [((0, 0), 0), ((1, 0), 1), ((0, 1), 1), ((500_000, 0), 1), ((1_000_000, 1_000_000), 5), ((1, 333_333), 2)],
+)
+def test_an_answers_cost_is_rounded_up_once(tokens: tuple[int, int], cost: int) -> None:
+    assert Model("minilm", Hash("0x" + "01" * 32), Wei(2), Wei(3)).cost(*tokens) == cost
+
+
+_MODELS = "(string,bytes32,uint128,uint128)[]"
+_OFFER = f"(address,string,string,string,uint32,{_MODELS})"
+_OPERATORS = f"(address,address,string,string,string,uint32,{_MODELS},uint256,uint256,uint64,uint64,bool)[]"

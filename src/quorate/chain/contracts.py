@@ -24,6 +24,7 @@ __all__ = [
     "FOR",
     "Governor",
     "Model",
+    "Offer",
     "Operator",
     "OperatorRegistry",
     "Proposal",
@@ -38,6 +39,7 @@ __all__ = [
 
 _PAGE = 50  # operators a read: well under what nodes return at once
 _MOST_OPERATORS = 10_000
+_MILLION = 10**6
 _PERMIT = "Permit(address owner,address spender,uint256 value,uint256 nonce,uint256 deadline)"
 
 Support = Literal[0, 1, 2]
@@ -304,6 +306,32 @@ class Model:
 
     name: str
     manifest_hash: Hash
+    price_in: Wei = Wei(0)
+    """For a million tokens of prompt."""
+    price_out: Wei = Wei(0)
+    """For a million tokens of answer."""
+
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> Wei:
+        """What an answer of so many tokens costs, rounded up once: what the operator asks and the client expects."""
+        return Wei(-(-(prompt_tokens * self.price_in + completion_tokens * self.price_out) // _MILLION))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """What an operator says of itself: all that it can change by one `update`."""
+
+    key: Address
+    """Signs its receipts."""
+    endpoint: str
+    """Where its API answers, 1 to 256 bytes."""
+    models: tuple[Model, ...]
+    """1 to 16, each name once."""
+    region: str = ""
+    """Where its machines are, at most 31 bytes; empty: not said."""
+    device_class: str = "cpu"
+    """Which machines: answers of one class are compared with one another. 1 to 31 bytes."""
+    capacity: int = 1
+    """How many requests it serves at once."""
 
 
 @dataclass(frozen=True)
@@ -318,6 +346,23 @@ class Operator:
     unbonding: Wei
     withdrawable_at: int
     paused: bool
+    region: str = ""
+    device_class: str = "cpu"
+    capacity: int = 1
+    held_until: int = 0
+    """Until then a dispute keeps what is unbonding, within 30 days of `withdrawable_at`."""
+
+    @property
+    def offer(self) -> Offer:
+        """What it says of itself."""
+        return Offer(
+            key=self.key,
+            endpoint=self.endpoint,
+            models=self.models,
+            region=self.region,
+            device_class=self.device_class,
+            capacity=self.capacity,
+        )
 
     def model(self, name: str) -> Model | None:
         """The model of this name, if it serves one."""
@@ -377,13 +422,29 @@ class OperatorRegistry:
         """The token that is staked."""
         return Address(await self.chain.read(self.address, self.abi, "token"))
 
-    def register(self, key: Address, endpoint: str, models: Sequence[Model]) -> Call:
-        """Make the caller an operator with this signing key, endpoint and models."""
-        return _call(self.address, self.abi.encode("register", key, endpoint, _structs(models)))
+    async def governance(self) -> Address:
+        """Who says who the slasher is."""
+        return Address(await self.chain.read(self.address, self.abi, "governance"))
 
-    def update(self, key: Address, endpoint: str, models: Sequence[Model]) -> Call:
-        """Replace the caller's key, endpoint and models."""
-        return _call(self.address, self.abi.encode("update", key, endpoint, _structs(models)))
+    async def slasher(self) -> Address:
+        """Who may slash and hold stakes; the zero address while nobody may."""
+        return Address(await self.chain.read(self.address, self.abi, "slasher"))
+
+    async def released_at(self, account: Address) -> int:
+        """From when on `withdraw` pays out what is unbonding: the delay's end, or a hold's."""
+        return int(await self.chain.read(self.address, self.abi, "releasedAt", account))
+
+    def register(self, offer: Offer) -> Call:
+        """Make the caller an operator that says this of itself."""
+        return _call(self.address, self.abi.encode("register", _struct(offer)))
+
+    def update(self, offer: Offer) -> Call:
+        """Replace all that the caller says of itself."""
+        return _call(self.address, self.abi.encode("update", _struct(offer)))
+
+    def set_price(self, model: str, price_in: Wei, price_out: Wei) -> Call:
+        """Change the caller's prices of one model, for a million tokens each."""
+        return _call(self.address, self.abi.encode("setPrice", model, price_in, price_out))
 
     def stake(self, amount: Wei) -> Call:
         """The token must have been approved for the registry."""
@@ -404,6 +465,18 @@ class OperatorRegistry:
     def unpause(self) -> Call:
         """Serve again."""
         return _call(self.address, self.abi.encode("unpause"))
+
+    def set_slasher(self, slasher: Address) -> Call:
+        """Say who may slash and hold; for governance only."""
+        return _call(self.address, self.abi.encode("setSlasher", slasher))
+
+    def hold(self, operator: Address, until: int) -> Call:
+        """Keep what is unbonding of an operator until then, at most 30 days from now; for the slasher only."""
+        return _call(self.address, self.abi.encode("hold", operator, until))
+
+    def slash(self, operator: Address, amount: Wei, to: Address, evidence: Hash) -> Call:
+        """Send up to so much of an operator's stake to `to`; for the slasher only."""
+        return _call(self.address, self.abi.encode("slash", operator, amount, to, evidence))
 
 
 def compute_proposal_id(calls: Sequence[Call], description: str) -> int:
@@ -428,8 +501,9 @@ def _columns(calls: Sequence[Call]) -> tuple[list[Address], list[Wei], list[str]
     return [call.to for call in calls], [call.value for call in calls], [call.data for call in calls]
 
 
-def _structs(models: Sequence[Model]) -> list[tuple[str, Hash]]:
-    return [(model.name, model.manifest_hash) for model in models]
+def _struct(offer: Offer) -> tuple[Any, ...]:
+    models = [(one.name, one.manifest_hash, one.price_in, one.price_out) for one in offer.models]
+    return offer.key, offer.endpoint, offer.region, offer.device_class, offer.capacity, models
 
 
 def _proposal(log: Log) -> Proposal:
@@ -455,6 +529,23 @@ def _vote(log: Log) -> VoteCast:
 
 
 def _operator(raw: tuple[Any, ...]) -> Operator:
-    account, key, endpoint, models, stake, unbonding, withdrawable_at, paused = raw
-    served = tuple(Model(name, Hash("0x" + manifest.hex())) for name, manifest in models)
-    return Operator(account, key, endpoint, served, Wei(stake), Wei(unbonding), withdrawable_at, paused)
+    account, key, endpoint, region, device_class, capacity, models, *standing = raw
+    stake, unbonding, withdrawable_at, held_until, paused = standing
+    served = tuple(
+        Model(name, Hash("0x" + manifest.hex()), Wei(price_in), Wei(price_out))
+        for name, manifest, price_in, price_out in models
+    )
+    return Operator(
+        account=account,
+        key=key,
+        endpoint=endpoint,
+        models=served,
+        stake=Wei(stake),
+        unbonding=Wei(unbonding),
+        withdrawable_at=withdrawable_at,
+        paused=paused,
+        region=region,
+        device_class=device_class,
+        capacity=capacity,
+        held_until=held_until,
+    )

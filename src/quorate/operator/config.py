@@ -41,6 +41,10 @@ class ModelConfig:
     """Most tokens of prompt and answer together; default 1024 (chat) or 256 (embedding)."""
     cache_mb: int = 256
     """Memory for attention's keys and values."""
+    price_in: Wei = Wei(0)
+    """For a million tokens of prompt, in units of 1e-18 token; as it is registered."""
+    price_out: Wei = Wei(0)
+    """For a million tokens of answer."""
 
     def __post_init__(self) -> None:
         where = f"model {self.name!r}"
@@ -60,6 +64,9 @@ class ModelConfig:
             raise ConfigError(f"{where}: max_length is {self.length}; expected 64 to 1000000 tokens")
         if not 16 <= self.cache_mb <= 1_000_000:
             raise ConfigError(f"{where}: cache_mb is {self.cache_mb}; expected 16 to 1000000")
+        for name in ("price_in", "price_out"):
+            if not 0 <= getattr(self, name) < 2**128:
+                raise ConfigError(f"{where}: {name} is {getattr(self, name)}; expected 0 or more units of 1e-18 token")
 
     @property
     def length(self) -> int:
@@ -146,6 +153,10 @@ class OperatorConfig:
     """0: a free one."""
     endpoint: str | None = None
     """How clients reach us, as it is registered; default: http://HOST:PORT."""
+    region: str = ""
+    """Where the machine is, at most 31 bytes, as it is registered; empty: not said."""
+    device_class: str = "cpu"
+    """Which machine it is, 1 to 31 bytes, as it is registered: answers of one class are compared with one another."""
     model_python: Path | None = None
     """The model environment's Python; needed unless every model has an `upstream`."""
     clients: tuple[Address, ...] | None = None
@@ -166,6 +177,10 @@ class OperatorConfig:
             )
         if self.endpoint is not None and urlsplit(self.endpoint).scheme not in ("http", "https"):
             raise ConfigError(f"endpoint is {self.endpoint!r}; expected an http or https URL")
+        if len(self.region.encode()) > 31:
+            raise ConfigError(f"region has {len(self.region.encode())} bytes; expected at most 31")
+        if not 1 <= len(self.device_class.encode()) <= 31:
+            raise ConfigError(f"device_class has {len(self.device_class.encode())} bytes; expected 1 to 31")
         if self.model_python is None and any(one.upstream is None for one in self.models):
             raise ConfigError("model_python is not given", fix="give the model environment's Python, or upstreams")
         for client in self.clients or ():

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from quorate.chain import Chain, Model, OperatorRegistry, Wallet
+from quorate.chain import Chain, Model, Offer, OperatorRegistry, Wallet
 from quorate.errors import ConfigError
 from quorate.events import EventWriter
 from quorate.operator.config import ModelConfig, OperatorConfig
@@ -45,7 +45,15 @@ async def serve(config: OperatorConfig, passphrase: str, events: EventWriter) ->
             await server.ready()
             events.emit("models", seconds=round(time.monotonic() - began, 1))
         sidecar.serve([_upstream(one, model, server) for one, model in zip(config.models, models, strict=True)])
-        place = await ensure_staked(registry, account, key.address, endpoint, models, config.stake)
+        offer = Offer(
+            key=key.address,
+            endpoint=endpoint,
+            models=tuple(models),
+            region=config.region,
+            device_class=config.device_class,
+            capacity=config.limits.at_once,
+        )
+        place = await ensure_staked(registry, account, offer, config.stake)
         events.emit("registered", operator=account.address, stake=place.stake, sent=list(place.sent))
         events.emit("ready", address=account.address, endpoint=endpoint, models=[one.name for one in models])
         if server is not None:
@@ -69,7 +77,7 @@ async def _start_models(
 
 
 def _manifests(models: Sequence[ModelConfig]) -> list[Model]:
-    return [Model(one.name, one.manifest_hash or _hash_of(one)) for one in models]
+    return [Model(one.name, one.manifest_hash or _hash_of(one), one.price_in, one.price_out) for one in models]
 
 
 def _hash_of(model: ModelConfig) -> Hash:

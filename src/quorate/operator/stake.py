@@ -1,11 +1,10 @@
-"""The operator's place in the registry: its key, endpoint and models, and its stake. Safe to repeat."""
+"""The operator's place in the registry: what it offers, and its stake. Safe to repeat."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from quorate.chain import Chain, Model, OperatorRegistry, Token, Wallet
+from quorate.chain import Chain, Offer, OperatorRegistry, Token, Wallet
 from quorate.errors import ConfigError
 from quorate.units import Address, Call, Wei
 
@@ -24,9 +23,7 @@ class Place:
 async def ensure_staked(
     registry: OperatorRegistry,
     wallet: Wallet,
-    key: Address,
-    endpoint: str,
-    models: Sequence[Model],
+    offer: Offer,
     stake: Wei = Wei(0),
 ) -> Place:
     """Register or update, approve and stake, unpause: whatever is missing, one confirmed transaction after another.
@@ -46,9 +43,9 @@ async def ensure_staked(
     if missing:
         await _check_funds(chain, registry, wallet.address, missing)
     if found is None:
-        await send("register", registry.register(key, endpoint, models))
-    elif (found.key, found.endpoint, found.models) != (key, endpoint, tuple(models)):
-        await send("update", registry.update(key, endpoint, models))
+        await send("register", registry.register(offer))
+    elif found.offer != offer:
+        await send("update", registry.update(offer))
     if missing:
         token = Token(chain, await registry.token())
         if await token.allowance(wallet.address, registry.address) < missing:
