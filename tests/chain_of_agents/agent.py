@@ -212,6 +212,8 @@ class FaultyApp(WatchedApp):
         return await super().check_tx(request)
 
     async def extend_vote(self, request: pb.RequestExtendVote) -> pb.ResponseExtendVote:
+        if self.file.misdeed == "diverges":  # it says so in one vote only: on a slow machine it would go without
+            await asyncio.gather(*self._stating.values())
         if self.file.misdeed == "junk_extension":
             return pb.ResponseExtendVote(vote_extension=os.urandom(300))
         if not self.file.uses_extensions:

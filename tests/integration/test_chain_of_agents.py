@@ -264,7 +264,9 @@ async def test_an_agent_that_diverges_goes_no_further_and_is_on_record_for_what_
     """Its last vote says what the block led to there; its node then refuses the next header."""
     async with ChainOfAgents("counting", act_s=0.05) as chain:
         chain.configure(2, misdeed="diverges", crash_at=10)
-        chain.start()
+        chain.start(0, 1, 2)  # so that block 10 waits for its vote, however late that is
+        await chain.until(lambda: chain.height(0) == chain.height(2) == 10, 60, "block 10")
+        chain.start(3)
         await chain.until(lambda: all(chain.events(i, "offence") for i in (0, 1, 3)), 60, "the offence is on record")
         await chain.until_settled(chain.settled(0) + 5, 0, 1, 3)
         assert chain.height(2) == 10, "its consensus is over, though its process lives"
